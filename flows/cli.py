@@ -1,0 +1,235 @@
+"""The command `glotloom`. Exit codes: 0 done, 1 failed while working, 2 the input is wrong.
+
+Torch and Prefect take seconds to import, so commands import what they need themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from flows.progress import ProgressBar
+from flows.recipes import find_recipe, shipped_recipes
+from pipeline import InputError, WorkError, __version__
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, e.g. teachers.main.base_url=http://127.0.0.1:8000/v1. May be repeated.")
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"glotloom: {self.message}", err=True)
+
+
+def _plain_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors that users can act on into one line and an exit code."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            raise _Failure(str(error), 2) from error
+        except WorkError as error:
+            raise _Failure(str(error), 1) from error
+        except KeyboardInterrupt as error:
+            raise _Failure("interrupted; the same command goes on where this one stopped", 1) from error
+        except Exception as error:
+            if _is_malora_input_error(error):
+                raise _Failure(str(error), 2) from error
+            if isinstance(error, OSError) and error.strerror:
+                raise _Failure(f"{error.filename or ''}: {error.strerror}", 1) from error
+            raise
+
+    return run
+
+
+def _is_malora_input_error(error: Exception) -> bool:
+    malora = sys.modules.get("malora")
+    return malora is not None and isinstance(error, malora.InputError)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="glotloom")
+def main() -> None:
+    """Build multilingual fine-tuning data and train MALoRA adapters on it.
+
+    Start with `glotloom demo`. Then copy a shipped recipe, point it at your own sources and teacher, and run `glotloom build`
+    and `glotloom train`. Every command can be killed and run again: it goes on where it stopped.
+    """
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset: new, or one that glotloom built.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder of unfinished and re-usable stages.  [default: OUT/.stages]")
+@_SET
+@_plain_errors
+def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -> None:
+    """Build the dataset of RECIPE, a TOML file or the name of a shipped recipe.
+
+    OUT can be read by datasets.load_dataset as it is; OUT/report.html shows it. What was finished before is re-used.
+
+    \b
+    Examples:
+      glotloom build ultralink_mini --out mini
+      glotloom build my.toml --out data --set teachers.main.base_url=http://127.0.0.1:8000/v1
+    """
+    from pipeline import build as run_build
+
+    with ProgressBar() as progress:
+        dataset = run_build(find_recipe(recipe, overrides), out, work=work, progress=progress)
+    rows = {split: sum(c[split]["rows"] for c in dataset.manifest["configs"].values()) for split in ("train", "validation")}
+    left = sum(sum(report.dropped.values()) for report in dataset.reports)
+    click.echo(f"{out}: {rows['train']} train and {rows['validation']} validation rows in {len(dataset.configs)} configs; {left} things left, each with a reason")
+    click.echo(f"look at {out / 'report.html'}")
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset folder that `glotloom build` finished.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the adapter.")
+@click.option("--json-progress", is_flag=True, help="Progress as JSON lines on standard output, for a supervisor.")
+@_SET
+@_plain_errors
+def train(recipe: str, data: Path, out: Path, json_progress: bool, overrides: Sequence[str]) -> None:
+    """Train a MALoRA adapter on a dataset, as the [training] table of RECIPE says.
+
+    OUT gets adapter_config.json, adapter_model.safetensors (PEFT loads them once `malora` is imported) and training.json with the
+    losses per language and task and the use of experts. The validation split is never trained on.
+    """
+    given = find_recipe(recipe, overrides).training.given()
+    from malora import TrainingConfig, train_adapter
+
+    config = TrainingConfig(**given)
+    if json_progress:
+        train_adapter(config, data, out, progress=_print_json)
+        print(json.dumps({"event": "done", "out": str(out)}), flush=True)
+        return
+    with ProgressBar("steps") as progress:
+        result = train_adapter(config, data, out, progress=progress)
+    click.echo(f"{out}: {_loss_line(result.record)}")
+
+
+def _print_json(phase: str, step: int, total: int | None) -> None:
+    print(json.dumps({"event": "step", "phase": phase, "step": step, "total": total}), flush=True)
+
+
+def _loss_line(record: dict[str, Any]) -> str:
+    before, after = record["validation"]["before"].get("all"), record["validation"]["after"].get("all")
+    trainable = record["parameters"]["trainable"]
+    if not before or not after or before["loss"] is None:
+        return f"{trainable:,} trained parameters; the dataset holds no validation rows"
+    return f"{trainable:,} trained parameters; validation loss {before['loss']:.3f} → {after['loss']:.3f}"
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--format", "layout", required=True, type=click.Choice(["hf", "ultralink"]), help="hf: a DatasetDict on disk; ultralink: {language}_{task}.jsonl.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@_plain_errors
+def export(dataset: Path, layout: str, out: Path) -> None:
+    """Write a finished DATASET in another layout."""
+    from pipeline.dataset import export as run_export
+    from pipeline.dataset import open_dataset
+
+    for name, rows in run_export(open_dataset(dataset), layout, out).items():
+        click.echo(f"{name}: {rows} rows")
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--adapter", type=click.Path(path_type=Path), help="Show the training of this adapter too.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the page goes.  [default: DATASET/report.html]")
+@_plain_errors
+def report(dataset: Path, adapter: Path | None, out: Path | None) -> None:
+    """Draw the report of a finished DATASET: one HTML page that needs no network."""
+    page = out or dataset / "report.html"
+    write_report(dataset, adapter, page)
+    click.echo(page)
+
+
+def write_report(dataset: Path, adapter: Path | None, page: Path) -> None:
+    """The report of a dataset, and of an adapter's training where one is given, as one HTML file."""
+    from pipeline.dataset import open_dataset
+    from pipeline.files import write_text
+    from pipeline.report import dataset_report
+
+    training = None
+    if adapter is not None:
+        try:
+            training = json.loads((adapter / "training.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?") from error
+    write_text(page, dataset_report(open_dataset(dataset), training))
+
+
+@main.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("row_id")
+@_plain_errors
+def explain(dataset: Path, row_id: str) -> None:
+    """Say where a row came from and what each stage decided, for kept and dropped rows alike.
+
+    ROW_ID is an id of a row, passage or page of DATASET, or the beginning of one.
+    """
+    from pipeline.dataset import explain as run_explain
+    from pipeline.dataset import open_dataset
+
+    click.echo(run_explain(open_dataset(dataset), row_id))
+
+
+@main.command()
+@_plain_errors
+def doctor() -> None:
+    """Show the versions of what glotloom works with, which optional parts are missing and how to get them."""
+    from flows.doctor import examine
+
+    healthy = True
+    for line, fine in examine():
+        click.echo(line)
+        healthy &= fine
+    if not healthy:
+        raise _Failure("something that glotloom needs is missing or too new; the lines above say how to mend it", 1)
+
+
+@main.command()
+@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the dataset, adapter and report.")
+@_SET
+@_plain_errors
+def demo(out: Path, overrides: Sequence[str]) -> None:
+    """Build a five-language dataset from sample knowledge, train a MALoRA adapter on it, write a report.
+
+    Needs no network, key, server or GPU; takes minutes on two cores, and seconds when it was done before. OUT gets dataset/,
+    adapter/ and report.html.
+    """
+    from flows.demo import run_demo
+
+    for line in run_demo(out, overrides):
+        click.echo(line)
+
+
+@main.command()
+@_plain_errors
+def recipes() -> None:
+    """List the shipped recipes with their files, to run by name or to copy and edit."""
+    from importlib import resources
+
+    for name in shipped_recipes():
+        click.echo(f"{name:<16} {Path(str(resources.files('flows.recipes'))) / (name + '.toml')}")
+
+
+if __name__ == "__main__":
+    main(prog_name="glotloom")

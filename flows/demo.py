@@ -1,0 +1,40 @@
+"""The demo: the whole road on the sample data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flows.cli import write_report
+from flows.progress import ProgressBar
+from flows.recipes import find_recipe
+from pipeline import build
+from pipeline.errors import InputError
+
+RECIPE = "ultralink_mini"
+_OURS = {"dataset", "adapter", "report.html"}
+
+
+def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """Build, train and report into `out`, re-using what is finished; yields lines to print."""
+    strangers = sorted(p.name for p in out.iterdir() if p.name not in _OURS and not p.name.startswith(".")) if out.is_dir() else []
+    if strangers:
+        raise InputError(f"{out}: holds something else ({strangers[0]}); choose an empty folder")
+    recipe = find_recipe(RECIPE, overrides)
+    started = time.monotonic()
+    with ProgressBar() as progress:
+        dataset = build(recipe, out / "dataset", progress=progress)
+    rows = sum(c[split]["rows"] for c in dataset.manifest["configs"].values() for split in ("train", "validation"))
+    left = sum(sum(report.dropped.values()) for report in dataset.reports)
+    yield f"dataset: {rows} rows in {len(recipe.languages)} languages, {left} things left with a reason ({time.monotonic() - started:.0f} s)"
+    started = time.monotonic()
+    from malora import TrainingConfig, train_adapter
+
+    with ProgressBar("steps") as progress:
+        record = train_adapter(TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress).record
+    before, after = (record["validation"][when]["all"]["loss"] for when in ("before", "after"))
+    parameters = record["parameters"]["trainable"]
+    yield f"adapter: {parameters:,} trained parameters, validation loss {before:.3f} → {after:.3f} ({time.monotonic() - started:.0f} s)"
+    write_report(dataset.path, out / "adapter", out / "report.html")
+    yield f"report:  {out / 'report.html'}"

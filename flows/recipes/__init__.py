@@ -1,0 +1,25 @@
+"""Recipes that ship with the package, and how a recipe is found: by path, or by the name of a shipped one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from pipeline import InputError, Recipe, load_recipe
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes in the package, sorted."""
+    names = (entry.name for entry in resources.files(__package__).iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+def find_recipe(text: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at a path, or the shipped one of that name, with `KEY=VALUE` overrides applied."""
+    path = Path(text)
+    if text.removesuffix(".toml") in shipped_recipes() and not path.exists():
+        path = Path(str(resources.files(__package__))) / f"{text.removesuffix('.toml')}.toml"
+    elif not path.exists():
+        raise InputError(f"recipe {text}: does not exist; give a TOML file or one of {', '.join(shipped_recipes())}")
+    return load_recipe(path, overrides)

@@ -1,0 +1,71 @@
+"""The build: a recipe as the list of its stages, and the plain way to run them (Prefect has its own in `flows`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.agnostic import pool_stage, prune_stage
+from pipeline.clean.decontaminate import decontaminate_stage
+from pipeline.clean.duplicates import exact_duplicate_stage
+from pipeline.clean.near_duplicates import near_duplicate_stage
+from pipeline.clean.rules import rules_stage
+from pipeline.dataset import DatasetFolder, open_dataset
+from pipeline.dataset.publish import WORK_FOLDER, check_output, publish
+from pipeline.dialogues import dialogue_stages
+from pipeline.errors import InputError
+from pipeline.files import WorkLock, write_json, write_text
+from pipeline.knowledge import passage_stage
+from pipeline.recipe import Recipe
+from pipeline.report import dataset_report
+from pipeline.stage import Progress, Stage, run_stage, silent, stage_folder
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a build in an order in which each one's inputs come before it; the last one's rows are the dataset."""
+    passages = {code: passage_stage(recipe, code) for code in recipe.languages if code in recipe.knowledge}
+    dialogues = [stage for code, source in passages.items() for stage in dialogue_stages(recipe, code, source)]
+    pools = [pool_stage(recipe, task) for task in sorted(recipe.agnostic)]
+    rules = rules_stage(recipe, (*dialogues, *pools))
+    exact = exact_duplicate_stage(rules)
+    near = near_duplicate_stage(exact, recipe.clean.near_duplicate_threshold)
+    clean = decontaminate_stage(recipe, near)
+    return [*passages.values(), *dialogues, *pools, rules, exact, near, clean, prune_stage(recipe, clean)]
+
+
+def build(recipe: Recipe, out: Path, *, work: Path | None = None, progress: Progress = silent) -> DatasetFolder:
+    """Make the dataset of a recipe in the folder `out`, re-using every stage that was finished before.
+
+    Killed at any moment, the same call goes on and ends with the same bytes. Raises InputError before anything is written
+    where the recipe's files or `out` are not what they should be, WorkError when the disk is full or a teacher goes away.
+    """
+    stages = plan(recipe)
+    work = prepare(stages, out, work)
+    with WorkLock(work):
+        for stage in stages:
+            run_stage(stage, work, progress)
+        return finish(recipe, stages, work, out)
+
+
+def prepare(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Path:
+    """Check the output folder and the files that the stages read; returns the folder of the unfinished stages."""
+    check_output(out)
+    for path in (path for stage in stages for path in stage.files):
+        if not path.exists():
+            raise InputError(f"{path}: does not exist")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path}: is empty")
+    work = work or out / WORK_FOLDER
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def finish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> DatasetFolder:
+    """Publish what the finished stages gave, and draw the report."""
+    publish(recipe, stages, work, out)
+    seconds = {s.name: json.loads((stage_folder(s, work) / "timings.json").read_text("utf-8"))["seconds"] for s in stages}
+    write_json(out / "timings.json", seconds)
+    dataset = open_dataset(out)
+    write_text(out / "report.html", dataset_report(dataset))
+    return dataset

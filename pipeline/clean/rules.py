@@ -1,0 +1,136 @@
+"""Row-local rules: a conversation's form, the language of its turns, and answers that are none. A rule returns its reason or None."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.clean.identify import BACKEND, UNDETERMINED, identify, mask
+from pipeline.languages import load_language
+from pipeline.recipe import Recipe
+from pipeline.sample import SAMPLE_SCHEMA, Decision, Sample, content_hash, drop, sample_from_row
+from pipeline.stage import Stage, StageRun, row_count, rows_of
+
+# A language other than the row's counts from this probability on; below it two neighbours cannot be told apart.
+_SURE = 0.9
+# A sentence said this often, or filling half of an answer of several sentences, is a loop.
+_LOOP = 3
+_SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]?")
+_ENDS = re.compile(r"[.!?…。！？:：)\]}）】」』”\"’'»`*$]\s*$")
+_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
+
+Rule = Callable[[Sample], tuple[str, str] | None]
+
+
+def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
+    """All rules over every row of all sources, in the order of the recipe."""
+    config = {
+        "languages": recipe.languages,
+        "min_answer_characters": recipe.clean.min_answer_characters,
+        "identifier": BACKEND,
+        "refusals": {code: content_hash(load_language(code).rules.refusal) for code in recipe.languages},
+    }
+    run = functools.partial(_run, languages=recipe.languages, min_answer_characters=recipe.clean.min_answer_characters)
+    return Stage(name="rules", version=1, run=run, config=config, inputs=inputs, schema=SAMPLE_SCHEMA)
+
+
+def _run(run: StageRun, *, languages: tuple[str, ...], min_answer_characters: int) -> None:
+    rules = row_rules(languages, min_answer_characters)
+    total = sum(row_count(folder) for folder in run.inputs)
+    done = 0
+    for folder in run.inputs:
+        for row in rows_of(folder):
+            done += 1
+            run.progress(run.stage.name, done, total)
+            sample = sample_from_row(row)
+            fault = next((fault for rule in rules if (fault := rule(sample))), None)
+            if fault:
+                run.drop(drop(sample, fault[0], detail=fault[1]))
+            else:
+                noted = Decision("rules", f"every turn that is long enough to tell is in {sample.language}")
+                run.keep(replace(sample, decisions=(*sample.decisions, noted)))
+
+
+def row_rules(languages: tuple[str, ...], min_answer_characters: int) -> list[Rule]:
+    """The rules in the order in which they are asked; the first reason counts."""
+    return [
+        turns_alternate,
+        functools.partial(answers_are_there, min_answer_characters=min_answer_characters),
+        answers_do_not_refuse,
+        answers_do_not_loop,
+        answers_are_whole,
+        functools.partial(turns_are_in_language, languages=languages),
+    ]
+
+
+def turns_alternate(sample: Sample) -> tuple[str, str] | None:
+    """An optional system turn, then user and assistant in turn, the assistant last, nothing empty on the user's side."""
+    roles = [m.role for m in sample.messages if m.role != "system"]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        return "turns_do_not_alternate", " ".join(roles) or "no turn"
+    if any(not m.content.strip() for m in sample.messages if m.role == "user"):
+        return "question_empty", ""
+    return None
+
+
+def answers_are_there(sample: Sample, *, min_answer_characters: int) -> tuple[str, str] | None:
+    """Every answer has at least so many characters; the short form of a sum is an answer (`#### 4`)."""
+    for answer in _answers(sample):
+        if not answer.strip():
+            return "answer_empty", ""
+        if len(answer.strip()) < min_answer_characters and not re.search(r"\d", answer):
+            return "answer_too_short", f"{len(answer.strip())} characters"
+    return None
+
+
+def answers_do_not_refuse(sample: Sample) -> tuple[str, str] | None:
+    """No answer is a refusal in the row's language."""
+    for pattern in _refusals(sample.language):
+        for answer in _answers(sample):
+            if found := pattern.search(answer[:400]):
+                return "answer_refuses", found[0]
+    return None
+
+
+@functools.cache
+def _refusals(language: str) -> list[re.Pattern[str]]:
+    return [re.compile(pattern, re.IGNORECASE) for pattern in load_language(language).rules.refusal]
+
+
+def answers_do_not_loop(sample: Sample) -> tuple[str, str] | None:
+    """No answer says one longer sentence again and again; code may."""
+    for answer in _answers(sample):
+        sentences = [s.strip().casefold() for s in _SENTENCE.findall(mask(answer))]
+        counts = Counter(s for s in sentences if len(s) >= 15)  # noqa: PLR2004  # shorter ones recur in worked sums
+        sentence, count = counts.most_common(1)[0] if counts else ("", 0)
+        if count >= _LOOP:
+            return "answer_repeats_itself", f"{count} × {sentence[:60]!r}"
+    return None
+
+
+def answers_are_whole(sample: Sample) -> tuple[str, str] | None:
+    """The last line of the last answer ends like a sentence, a list item, code, or a result (`#### 12`)."""
+    lines = sample.answer.rstrip().splitlines()
+    last = lines[-1] if lines else ""
+    if sample.answer.count("```") % 2:
+        return "answer_breaks_off", "a code fence is open"
+    if _ENDS.search(last) or _LIST_ITEM.match(last) or last.startswith("####") or re.search(r"\d\s*$", last) or sample.task == "code":
+        return None
+    return "answer_breaks_off", last[-60:]
+
+
+def turns_are_in_language(sample: Sample, *, languages: tuple[str, ...]) -> tuple[str, str] | None:
+    """No turn is surely in another language than the row's; code, LaTeX and URLs do not count, nor what is too short to say."""
+    for number, message in enumerate(m for m in sample.messages if m.role != "system"):
+        found = identify(message.content, languages)
+        if found.language not in {sample.language, UNDETERMINED} and found.score >= _SURE:
+            side = "question" if message.role == "user" else "answer"
+            return f"{side}_in_other_language", f"turn {number + 1} is in {found.language} ({found.score:.2f})"
+    return None
+
+
+def _answers(sample: Sample) -> list[str]:
+    return [m.content for m in sample.messages if m.role == "assistant"]

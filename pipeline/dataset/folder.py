@@ -1,0 +1,74 @@
+"""Reading a published dataset folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.stage import MANIFEST, StepReport
+
+FORMAT = "glotloom-dataset-1"
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """A finished dataset: its folder and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def configs(self) -> list[str]:
+        """`{language}_{task}`, sorted."""
+        return sorted(self.manifest["configs"])
+
+    @property
+    def reports(self) -> list[StepReport]:
+        """Every stage's account, in the order of the build."""
+        return [StepReport(**report) for report in self.manifest["stages"]]
+
+    def shards(self, config: str, split: str) -> list[Path]:
+        """The Parquet files of one split of one config; none where the split is empty."""
+        return sorted((self.path / "data" / config).glob(f"{split}-*.parquet"))
+
+    def rows(self, config: str, split: str) -> Iterator[dict[str, Any]]:
+        """Rows in the order of their ids, in bounded memory."""
+        for shard in self.shards(config, split):
+            with pq.ParquetFile(shard) as file:
+                for batch in file.iter_batches(1_000):
+                    yield from batch.to_pylist()
+
+    def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Rows of a DuckDB query over the views `data` (with `split`) and `dropped`."""
+        with duckdb.connect() as connection:
+            data = sorted(str(path) for path in (self.path / "data").rglob("*.parquet"))
+            dropped = sorted(str(path) for path in (self.path / "dropped").glob("*.parquet"))
+            connection.from_parquet(data, filename=True).create_view("shards")  # type: ignore[arg-type]
+            connection.execute("CREATE VIEW data AS SELECT * EXCLUDE filename, regexp_extract(filename, '(train|validation)-[^/]*$', 1) AS split FROM shards")
+            connection.from_parquet(dropped).create_view("dropped")  # type: ignore[arg-type]
+            return connection.execute(sql, list(parameters)).fetchall()
+
+
+def open_dataset(path: Path) -> DatasetFolder:
+    """A finished dataset folder; InputError where there is none or where a shard is gone."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        state = "has no manifest.json: its build was not finished; run the same `glotloom build` again" if path.is_dir() else "does not exist"
+        raise InputError(f"{path}: {state}") from error
+    except ValueError as error:
+        raise InputError(f"{path / MANIFEST}: is not JSON: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: is not a glotloom dataset (manifest.json has format {manifest.get('format')!r})")
+    for name in manifest["files"]:
+        if not (path / name).is_file():
+            raise InputError(f"{path}: lacks {name}, which its manifest names; run the same `glotloom build` again")
+    return DatasetFolder(path, manifest)

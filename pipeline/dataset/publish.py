@@ -1,0 +1,140 @@
+"""Publishing: the cleaned rows into the dataset folder, sorted by id, byte-identical from run to run, the manifest last."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.card import card
+from pipeline.dataset.folder import FORMAT, SPLITS
+from pipeline.dataset.splits import validation_groups
+from pipeline.errors import InputError, WorkError
+from pipeline.files import AtomicFile, write_json, write_text
+from pipeline.recipe import Recipe, recipe_to_json
+from pipeline.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
+from pipeline.stage import MANIFEST, Stage, parts, read_report, stage_folder
+from pipeline.tokens import estimate_tokens
+
+ROWS_PER_SHARD = 100_000
+WORK_FOLDER = ".stages"
+_OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timings.json", WORK_FOLDER}
+
+
+def check_output(out: Path) -> None:
+    """Refuse, before any work, a folder that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; expected a folder for the dataset")
+    strangers = sorted(p.name for p in out.iterdir() if p.name not in _OURS and not p.name.startswith(".")) if out.exists() else []
+    if strangers:
+        raise InputError(f"{out}: holds something else ({strangers[0]}); choose an empty folder or one that glotloom built")
+
+
+def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> None:
+    """Write the dataset of the last stage's rows and everyone's drops into `out`, unless it stands there already."""
+    folders = [stage_folder(stage, work) for stage in stages]
+    fingerprint = content_hash(FORMAT, [folder.name for folder in folders], recipe_to_json(recipe), digits=16)
+    if _published(out, fingerprint):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        (out / MANIFEST).unlink(missing_ok=True)
+        for name in ("data", "dropped"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        configs = _write_data(parts(folders[-1]), out, recipe.seed)
+        files = _write_dropped(folders, out / "dropped")
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "recipe": recipe_to_json(recipe),
+            "stages": [asdict(read_report(folder)) for folder in folders],
+            "configs": configs,
+            "files": sorted(["README.md", *files, *(name for c in configs.values() for s in SPLITS for name in c[s]["files"])]),
+        }
+        write_text(out / "README.md", card(manifest))
+        write_json(out / MANIFEST, manifest)
+    except OSError as error:
+        raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
+
+
+def _published(out: Path, fingerprint: str) -> bool:
+    from pipeline.dataset.folder import open_dataset
+
+    try:
+        return bool(open_dataset(out).manifest["fingerprint"] == fingerprint)
+    except InputError:
+        return False
+
+
+def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:
+    """All rows to `data/{language}_{task}/{split}-*.parquet`; returns what the manifest says of every config."""
+    if not shards:
+        raise InputError("no row is left after cleaning; the stages' reports in the work folder say why")
+    with duckdb.connect() as connection:
+        connection.from_parquet([str(path) for path in shards]).create_view("rows")  # type: ignore[arg-type]
+        keys = connection.execute("SELECT group_id, language, task FROM rows").fetchall()
+        held_out = pa.table({"group_id": pa.array(sorted(validation_groups(keys, seed)), pa.string())})
+        connection.register("held_out", held_out)
+        configs: dict[str, Any] = {}
+        for language, task in sorted({(language, task) for _, language, task in keys}):
+            name = f"{language}_{task}"
+            configs[name] = {"language": language, "task": task}
+            for split, condition in zip(SPLITS, ("NOT IN", "IN"), strict=True):
+                # DuckDB promises an order only where it is asked for one; the files are written with pyarrow.
+                batches = connection.execute(
+                    f"SELECT * FROM rows WHERE language = ? AND task = ? AND group_id {condition} (SELECT group_id FROM held_out) ORDER BY id",
+                    [language, task],
+                ).to_arrow_reader(10_000)
+                configs[name][split] = _write_split(batches, out, f"data/{name}/{split}")
+    return configs
+
+
+def _write_split(batches: Iterator[pa.RecordBatch], out: Path, prefix: str) -> dict[str, Any]:
+    rows = tokens = 0
+    names: list[str] = []
+    for table in _shards(batches, SAMPLE_SCHEMA):
+        names.append(f"{prefix}-{len(names):05d}.parquet")
+        _write_parquet(table, out / names[-1])
+        rows += table.num_rows
+        for messages in table.column("messages").to_pylist():
+            tokens += sum(estimate_tokens(message["content"]) for message in messages)
+    return {"rows": rows, "tokens": tokens, "files": names}
+
+
+def _write_dropped(folders: Sequence[Path], out: Path) -> list[str]:
+    """Everything that left, sorted by stage order, reason and id; at least one file, empty when nothing left."""
+    out.mkdir(parents=True)
+    names: list[str] = []
+    tables = (pq.read_table(path, schema=DROPPED_SCHEMA) for folder in folders for path in parts(folder, "dropped"))
+    for table in tables:
+        names.append(f"dropped/part-{len(names):05d}.parquet")
+        _write_parquet(table.sort_by([("reason", "ascending"), ("id", "ascending")]), out / Path(names[-1]).name)
+    if not names:
+        names.append("dropped/part-00000.parquet")
+        _write_parquet(DROPPED_SCHEMA.empty_table(), out / "part-00000.parquet")
+    return names
+
+
+def _shards(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= ROWS_PER_SHARD:
+            yield pa.Table.from_batches(held).cast(schema)
+            held, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(held).cast(schema)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with AtomicFile(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

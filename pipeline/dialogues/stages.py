@@ -1,0 +1,141 @@
+"""The stages that make dialogues of a language's passages, one for each mode of the recipe."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
+from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
+from pipeline.languages import load_language
+from pipeline.recipe import Dialogues, Recipe, Teacher
+from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
+from pipeline.stage import Stage, StageRun, rows_of
+from pipeline.teacher import open_teacher
+
+TASK = "chat_specific"
+LEDGER_FOLDER = "teachers"
+
+
+def dialogue_stages(recipe: Recipe, code: str, passages: Stage) -> list[Stage]:
+    """A stage for every `[[dialogues.LANGUAGE]]` table; two of one mode are told apart by their number."""
+    modes = recipe.dialogues.get(code, ())
+    stages = []
+    for number, mode in enumerate(modes):
+        repeated = [m.mode for m in modes[:number]].count(mode.mode)
+        stages.append(_stage(recipe, code, passages, mode, f"{mode.mode}-{code}" + (f"-{repeated + 1}" if repeated else "")))
+    return stages
+
+
+def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: str) -> Stage:
+    language = load_language(code)
+    config: dict[str, Any] = {"mode": asdict(mode), "seed": recipe.seed}
+    if mode.mode == "reverse":
+        config["templates"] = content_hash(asdict(language.reverse))
+        run = functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed)
+    else:
+        teacher = recipe.teachers[mode.teacher or ""]
+        # Not where the teacher is or how it is driven: only what changes its answers makes the stage anew.
+        config["teacher"] = {"kind": teacher.kind, "model": teacher.model, "temperature": teacher.temperature, "max_tokens": teacher.max_tokens}
+        config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules))
+        run = functools.partial(_ask, code=code, mode=mode, name=mode.teacher or "", teacher=teacher, seed=recipe.seed)
+    return Stage(
+        name=name, version=1, run=run, config=config, inputs=(passages,), schema=SAMPLE_SCHEMA, unit_in="passages", unit_out="rows"
+    )
+
+
+def _in_drawn_order(run: StageRun, seed: int) -> list[Passage]:
+    """The passages by seeded hash, so that a count takes a fair draw of them."""
+    passages = [passage_from_row(row) for row in rows_of(run.inputs[0])]
+    return sorted(passages, key=lambda passage: content_hash(seed, passage.id))
+
+
+def _reverse(run: StageRun, *, code: str, count: int | None, seed: int) -> None:
+    language = load_language(code)
+    passages = _in_drawn_order(run, seed)
+    made = 0
+    for done, passage in enumerate(passages, 1):
+        run.progress(run.stage.name, done, len(passages))
+        if count is not None and made >= count:
+            run.drop(_dropped(passage, "not_needed", f"{count} dialogues were wanted"))
+            continue
+        left_out: Counter[str] = Counter()
+        dialogues = list(reverse_dialogues(passage, language, seed, left_out))
+        if count is not None:
+            dialogues = dialogues[: count - made]
+        run.counters.update(left_out)
+        if not dialogues:
+            run.drop(_dropped(passage, "no_section_can_answer", ", ".join(f"{k} {n}" for k, n in sorted(left_out.items()))))
+            continue
+        run.keep(*(_reverse_sample(passage, dialogue, run.stage.name) for dialogue in dialogues))
+        made += len(dialogues)
+
+
+def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str) -> Sample:
+    headings = ", ".join(heading or "(lead)" for heading in dialogue.headings)
+    return _sample(passage, dialogue.messages, "reverse", decisions=(Decision(stage, f"the answers are the sections {headings}"),))
+
+
+def _ask(run: StageRun, *, code: str, mode: Dialogues, name: str, teacher: Teacher, seed: int) -> None:
+    passages = _in_drawn_order(run, seed)
+    tried = passages[: mode.max_passages]
+    untried = {passage.id: passage for passage in passages}
+    made = 0
+
+    async def drive() -> None:
+        nonlocal made
+        ledger = run.work / LEDGER_FOLDER / f"{name}.sqlite"
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        async with open_teacher(name, teacher, ledger) as client:
+            outcomes = grounded_dialogues(
+                tried, load_language(code), client, seed=seed, count=mode.count or len(tried), closed_book=mode.mode == "closed_book"
+            )
+            done = 0
+            async for passage, outcome in outcomes:
+                done += 1
+                run.progress(run.stage.name, done, len(tried))
+                del untried[passage.id]
+                if isinstance(outcome, Refused):
+                    run.drop(_dropped(passage, outcome.reason, outcome.detail))
+                    run.run_again |= outcome.reason == "teacher_failed"
+                else:
+                    run.keep(_grounded_sample(passage, outcome, mode.mode, teacher.model, run.stage.name))
+                    made += 1
+
+    asyncio.run(drive())
+    why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"
+    for passage in untried.values():
+        run.drop(_dropped(passage, "not_needed", why))
+
+
+def _grounded_sample(passage: Passage, dialogue: Dialogue, mode: str, teacher: str, stage: str) -> Sample:
+    return _sample(
+        passage,
+        dialogue.messages,
+        mode,
+        teacher=teacher,
+        prompt_version=dialogue.prompt_version,
+        request_keys=dialogue.request_keys,
+        decisions=tuple(Decision(stage, text) for text in dialogue.decisions),
+    )
+
+
+def _sample(passage: Passage, messages: tuple[Message, ...], mode: str, **lineage: Any) -> Sample:
+    return Sample(
+        id=sample_id(passage.language, TASK, messages, [passage.id]),
+        language=passage.language,
+        task=TASK,
+        messages=messages,
+        mode=mode,
+        group_id=passage.document_id,
+        source=passage.source,
+        parent_ids=(passage.id,),
+        **lineage,
+    )
+
+
+def _dropped(passage: Passage, reason: str, detail: str) -> Dropped:
+    return Dropped(id=passage.id, reason=reason, language=passage.language, task=TASK, detail=detail, source=passage.source)

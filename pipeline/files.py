@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import InputError
+from pipeline.sample import content_hash
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted, indented, durable and atomic: the file is there whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Durable and atomic, as UTF-8."""
+    with AtomicFile(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+class AtomicFile:
+    """`with AtomicFile(path) as temporary:` write to `temporary`; it becomes `path`, durably, when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> Path:
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._temporary.unlink(missing_ok=True)
+            return
+        with self._temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        self._temporary.replace(self._path)
+
+
+class WorkLock:
+    """One build at a time in a work folder; a second one is told who is there."""
+
+    def __init__(self, work: Path) -> None:
+        self._path = work / ".lock"
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self._path.parent}: another build is at work here; wait for it or choose another --work") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def file_hash(path: Path, work: Path) -> str:
+    """SHA-256 of a file's bytes, remembered in the work folder by path, size and time of change (a dump is gigabytes)."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        return content_hash([(str(p.relative_to(path)), file_hash(p, work)) for p in inside])
+    cache = work / "file-hashes" / content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if cache.exists():
+        return cache.read_text("utf-8")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_text(cache, digest)
+    return digest

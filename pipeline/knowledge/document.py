@@ -1,0 +1,22 @@
+"""A document of a knowledge source, as its reader hands it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.sample import Section, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One page before cleaning; `sections()` does the parsing, which is the dear part, only when it is asked for."""
+
+    id: str
+    title: str
+    source: Source
+    sections: Callable[[], list[Section]]
+    skip: str | None = None
+    """Why the reader already knows that there is nothing in it (`redirect`, `list_page`, …)."""
+    pass_over: bool = False
+    """Too many of them to list one by one: the skip is only counted."""

@@ -1,0 +1,100 @@
+"""MediaWiki XML dumps, `.xml` or `.xml.bz2`, as a stream of documents."""
+
+from __future__ import annotations
+
+import bz2
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+from xml.etree.ElementTree import ParseError
+
+import mwxml
+
+from pipeline.errors import InputError
+from pipeline.knowledge.document import Document
+from pipeline.knowledge.wikitext import WikitextCleaner
+from pipeline.languages import Language
+from pipeline.sample import Source
+
+_REDIRECT = re.compile(r"^\s*#\w+\s*:?\s*\[\[")
+
+
+def read_dump(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """Every page of the dump in its order; redirects and pages outside the main namespace are skips that are only counted.
+
+    Raises InputError naming the file when it is missing, empty, cut off, not a dump, or not UTF-8.
+    """
+    try:
+        with _open(path) as file:
+            if not file.read(1):
+                raise InputError(f"{path}: is empty; expected a MediaWiki XML dump")
+        with _open(path) as file:
+            dump = mwxml.Dump.from_file(file)
+            cleaner = WikitextCleaner(language, _namespaces(dump.site_info))
+            for page in dump:
+                yield _document(page, dump.site_info, cleaner, language, source, licence)
+    except EOFError as error:
+        raise InputError(f"{path}: is cut off (the compressed stream ends early); fetch it again") from error
+    except (ParseError, mwxml.MalformedXML) as error:
+        raise InputError(f"{path}: is not a whole MediaWiki XML dump: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        compressed = file.read(3) == b"BZh"
+    return bz2.open(path, "rb") if compressed else path.open("rb")
+
+
+def _namespaces(site: mwxml.SiteInfo) -> dict[str, int]:
+    """Lower-case namespace names to their numbers, MediaWiki's English canonical names among them."""
+    names = {"file": 6, "image": 6, "category": 14, "media": -2, "special": -1, "template": 10, "wikipedia": 4, "help": 12, "portal": 100}
+    return names | {ns.name.lower(): ns.id for ns in site.namespaces or () if ns.name}
+
+
+def _document(
+    page: mwxml.Page, site: mwxml.SiteInfo, cleaner: WikitextCleaner, language: Language, name: str, licence: str
+) -> Document:
+    revision = None
+    for revision in page:  # a pages-articles dump holds one; of a history the last one counts
+        pass
+    text = (revision.text if revision else "") or ""
+    source = Source(
+        name=name or site.name or "",
+        title=page.title,
+        revision=str(revision.id) if revision else "",
+        url=_url(site.base or "", page.title),
+        licence=licence,
+    )
+    skip = _skip(page, text, cleaner, language)
+    return Document(
+        id=f"{site.dbname or language.code + 'wiki'}-{page.id}",
+        title=page.title,
+        source=source,
+        sections=lambda: cleaner.sections(text),
+        skip=skip,
+        pass_over=skip in {"redirect", "other_namespace"},
+    )
+
+
+def _url(base: str, title: str) -> str:
+    return base.rsplit("/", 1)[0] + "/" + quote(title.replace(" ", "_"), safe="/:(),") if "/" in base else ""
+
+
+def _skip(page: mwxml.Page, text: str, cleaner: WikitextCleaner, language: Language) -> str | None:
+    if page.namespace != 0:
+        return "other_namespace"
+    if page.redirect or _REDIRECT.match(text):
+        return "redirect"
+    if not text.strip():
+        return "page_without_text"
+    if any(re.search(pattern, page.title, re.IGNORECASE) for pattern in language.wikitext.list_titles):
+        return "list_page"
+    if cleaner.is_disambiguation(text):
+        return "disambiguation"
+    return None

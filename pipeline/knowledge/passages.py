@@ -1,0 +1,180 @@
+"""The stage that turns a knowledge source into passages: choose, clean, check, split."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import opencc
+
+from pipeline.clean.identify import identify
+from pipeline.errors import InputError
+from pipeline.knowledge.document import Document
+from pipeline.knowledge.dump import read_dump
+from pipeline.knowledge.records import read_jsonl, read_parquet, read_text
+from pipeline.languages import Language, load_language
+from pipeline.recipe import Knowledge, Recipe
+from pipeline.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
+from pipeline.stage import Stage, StageRun
+from pipeline.tokens import estimate_tokens
+
+_READERS: dict[str, Callable[..., Iterator[Document]]] = {
+    "wikipedia-dump": read_dump,
+    "parquet": read_parquet,
+    "jsonl": read_jsonl,
+    "text": read_text,
+}
+# Of pages drawn by hash this many times `max_documents` are held back unparsed, since some will prove too short or too long.
+_OVERSAMPLE = 8
+
+
+def passage_stage(recipe: Recipe, code: str) -> Stage:
+    """The passages of one language."""
+    knowledge = recipe.knowledge[code]
+    path = recipe.path(knowledge.path)
+    config = asdict(knowledge) | {"path": Path(knowledge.path).name, "language": code, "seed": recipe.seed, "languages": recipe.languages}
+    return Stage(
+        name=f"passages-{code}",
+        version=1,
+        run=functools.partial(_run, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages),
+        config=config,
+        files=(path,),
+        schema=PASSAGE_SCHEMA,
+        unit_in="pages",
+        unit_out="passages",
+    )
+
+
+def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: int, languages: tuple[str, ...]) -> None:
+    language = load_language(code)
+    documents = _READERS[knowledge.kind](path, language, source=knowledge.source, licence=knowledge.licence)
+    simplify = opencc.OpenCC("t2s").convert if code == "zh" and knowledge.simplified else None
+    used = read = 0
+    for document in _sampled(documents, knowledge.max_documents, seed, run):
+        read += 1
+        run.progress(run.stage.name, read, None)
+        if knowledge.max_documents is not None and used == knowledge.max_documents:
+            run.pass_over("not_sampled")
+            continue
+        sections = [] if document.skip else document.sections()
+        if simplify:
+            document, sections = _simplified(document, sections, simplify)
+        reason, detail = _reject(document, sections, knowledge, language, languages)
+        if reason:
+            run.drop(Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source))
+        else:
+            run.keep(*_passages(document, sections, language, knowledge.segment_tokens))
+            used += 1
+    if not used:
+        raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}")
+
+
+def _why(run: StageRun) -> str:
+    reasons = run.reasons
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.items()) if reasons else "it holds no page"
+
+
+def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: StageRun) -> Iterator[Document]:
+    """All documents in their order, or the ones lowest by seeded hash, lowest first; what is only counted is counted here."""
+    heap: list[tuple[int, int, Document]] = []
+    for order, document in enumerate(documents):
+        if document.pass_over:
+            run.pass_over(document.skip or "skipped")
+        elif wanted is None:
+            yield document
+        else:
+            key = -int(content_hash(seed, document.id, digits=15), 16)
+            if len(heap) < wanted * _OVERSAMPLE:
+                heapq.heappush(heap, (key, -order, document))
+            else:
+                heapq.heappushpop(heap, (key, -order, document))
+                run.pass_over("not_sampled")
+    for _, _, document in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
+        yield document
+
+
+def _simplified(document: Document, sections: list[Section], convert: Callable[[str], str]) -> tuple[Document, list[Section]]:
+    title = convert(document.title)
+    return replace(document, title=title), [Section(convert(s.heading), convert(s.text)) for s in sections]
+
+
+def _reject(
+    document: Document, sections: list[Section], knowledge: Knowledge, language: Language, languages: tuple[str, ...]
+) -> tuple[str | None, str]:
+    if document.skip:
+        return document.skip, ""
+    text = "\n\n".join(section.text for section in sections)
+    if not text:
+        return "page_without_prose", ""
+    tokens = estimate_tokens(text)
+    if tokens < knowledge.min_tokens:
+        return "document_too_short", f"{tokens} tokens < {knowledge.min_tokens}"
+    if tokens > knowledge.max_tokens:
+        return "document_too_long", f"{tokens} tokens > {knowledge.max_tokens}"
+    found = identify(text[:4000], languages)
+    if found.language not in {language.code, "undetermined"}:
+        return "document_wrong_language", f"{found.language} {found.score:.2f}"
+    return None, ""
+
+
+def _passages(document: Document, sections: list[Section], language: Language, segment_tokens: int) -> list[Passage]:
+    return [
+        Passage(
+            id=f"{document.id}-{number}",
+            document_id=document.id,
+            language=language.code,
+            title=document.title,
+            sections=tuple(segment),
+            source=document.source,
+            position=number,
+        )
+        for number, segment in enumerate(segments(sections, segment_tokens))
+    ]
+
+
+def segments(sections: list[Section], segment_tokens: int) -> list[list[Section]]:
+    """Split at paragraph ends into segments of at most `segment_tokens`; every paragraph is in exactly one, in order.
+
+    A section that goes over a segment's end goes on in the next one under the same heading; a paragraph longer than a segment is
+    split at a sentence end, or stands alone when it has none. A last segment of less than half the length joins the one before
+    (UltraLink loses it, and loses the line that overflows).
+    """
+    result: list[list[tuple[str, str]]] = [[]]
+    lengths = [0]
+    for section in sections:
+        for paragraph in section.text.split("\n\n"):
+            for piece in _pieces(paragraph, segment_tokens):
+                tokens = estimate_tokens(piece)
+                if lengths[-1] and lengths[-1] + tokens > segment_tokens:
+                    result.append([])
+                    lengths.append(0)
+                result[-1].append((section.heading, piece))
+                lengths[-1] += tokens
+    if len(result) > 1 and lengths[-1] < segment_tokens / 2:
+        result[-2].extend(result.pop())
+    return [_merge(segment) for segment in result if segment]
+
+
+def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
+    if estimate_tokens(paragraph) <= segment_tokens:
+        return [paragraph]
+    pieces = [""]
+    for sentence in re.findall(r".+?(?:[.!?…]+[»”\")]*\s+|[。！？]+[”」』）]*|\n|$)", paragraph, re.DOTALL):
+        if pieces[-1] and estimate_tokens(pieces[-1] + sentence) > segment_tokens:
+            pieces.append("")
+        pieces[-1] += sentence
+    return pieces
+
+
+def _merge(pieces: list[tuple[str, str]]) -> list[Section]:
+    sections: list[tuple[str, list[str]]] = []
+    for heading, piece in pieces:
+        if sections and sections[-1][0] == heading:
+            sections[-1][1].append(piece)
+        else:
+            sections.append((heading, [piece]))
+    return [Section(heading, "\n\n".join(texts)) for heading, texts in sections]

@@ -1,0 +1,111 @@
+"""Documents that are plain text already: Parquet and JSONL in the `wikimedia/wikipedia` layout, and text files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.knowledge.document import Document
+from pipeline.languages import Language
+from pipeline.sample import Section, Source
+
+_HEADING = re.compile(r"^(?:==+\s*(?P<wiki>.+?)\s*==+|#{1,4}\s+(?P<markdown>.+?))\s*$")
+
+
+def read_parquet(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """Rows with `title` and `text`, and `id` and `url` where there are any; a file or a folder of `*.parquet`."""
+    for number, row in enumerate(parquet_rows(path, required=("title", "text"))):
+        yield _record(row, f"{path.name}:{number}", language, source or path.stem, licence)
+
+
+def read_jsonl(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """One object a line with `title` and `text`, and `id` and `url` where there are any."""
+    for number, row in jsonl_rows(path):
+        for key in ("title", "text"):
+            if not isinstance(row.get(key), str):
+                raise InputError(f"{path}: line {number}: has no text {key!r}")
+        yield _record(row, f"{path.name}:{number}", language, source or path.stem, licence)
+
+
+def read_text(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """One `.txt` or `.md` file a document, or a folder of them; the file's name is the title, `# heading` lines make sections."""
+    files = sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".md"}) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: holds no .txt or .md file")
+    for file in files:
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}") from error
+        row = {"id": file.stem, "title": file.stem.replace("_", " "), "text": text}
+        yield _record(row, file.name, language, source or path.stem, licence)
+
+
+def parquet_rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file or folder, streamed; InputError names the file and the column that it lacks."""
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: holds no Parquet file")
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                if missing := [c for c in required if c not in parquet.schema_arrow.names]:
+                    raise InputError(f"{file}: lacks the column {missing[0]!r}; it has {', '.join(parquet.schema_arrow.names)}")
+                for batch in parquet.iter_batches(1_000):
+                    yield from batch.to_pylist()
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror or error}") from error
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{file}: is not Parquet: {error}") from error
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers (from 1) and objects; InputError names file and line."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}: line {number}: is not UTF-8: {error.reason}") from error
+                except ValueError as error:
+                    raise InputError(f"{path}: line {number}: is not JSON: {error}") from error
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}: line {number}: is not a JSON object")
+                yield number, row
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _record(row: Mapping[str, Any], place: str, language: Language, name: str, licence: str) -> Document:
+    title, text = str(row["title"] or ""), str(row["text"] or "")
+    return Document(
+        id=f"{name}-{row.get('id') or place}",
+        title=title,
+        source=Source(name=name, title=title, url=str(row.get("url") or ""), licence=licence),
+        sections=lambda: plain_sections(text),
+        skip=None if text.strip() else "page_without_text",
+    )
+
+
+def plain_sections(text: str) -> list[Section]:
+    """Sections at `== Heading ==` or `# Heading` lines; text without any is one section."""
+    sections: list[tuple[str, list[str]]] = [("", [])]
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if match := _HEADING.match(line):
+            sections.append((match["wiki"] or match["markdown"], []))
+        else:
+            sections[-1][1].append(line.rstrip())
+    joined = [(heading, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()) for heading, lines in sections]
+    return [Section(heading, prose) for heading, prose in joined if prose]

@@ -1,0 +1,9 @@
+"""A teacher model behind chat-completions: an endpoint or the embedded SmolLM2, with a ledger of every answer."""
+
+from pipeline.teacher.answer import Answer
+from pipeline.teacher.client import TeacherClient, Usage
+from pipeline.teacher.errors import TeacherError
+from pipeline.teacher.ledger import Ledger
+from pipeline.teacher.opening import open_teacher
+
+__all__ = ["Answer", "Ledger", "TeacherClient", "TeacherError", "Usage", "open_teacher"]

@@ -1,0 +1,90 @@
+"""One request to a teacher and its answer: the key that names it, the body that carries it, the response that is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.sample import Message
+from pipeline.teacher.errors import PassingFault
+
+MALFORMED_TRIES = 3
+"""A server that answers nonsense twice has an outage or a fixed defect; a third try tells which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the teacher said. It holds nothing of time, so that equal answers make equal rows."""
+
+    text: str
+    finish_reason: str
+    """`stop`, `length` (cut off, even with the limit doubled), `content_filter`, or the server's own word."""
+    request_key: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def request_key(model: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> str:
+    """SHA-256 of model, messages and sampling parameters as canonical JSON.
+
+    The endpoint's address and key are left out: the same model served elsewhere gives the same answers. The token limit
+    is left out too: an answer that ended by itself is the answer under every larger limit (`Ledger.find`).
+    """
+    request = {"model": model, "messages": [[m.role, m.content] for m in messages], "parameters": dict(parameters)}
+    canonical = json.dumps(request, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def request_body(model: str, messages: Sequence[Message], parameters: Mapping[str, Any], max_tokens: int) -> bytes:
+    """The JSON body of `POST …/chat/completions`."""
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return json.dumps({"model": model, "messages": turns, "max_tokens": max_tokens, **parameters}).encode()
+
+
+def read_answer(body: bytes, key: str) -> Answer:
+    """The answer in a 200 response; PassingFault when there is none in it, for an empty answer is not an answer."""
+    try:
+        response = json.loads(body)
+    except ValueError:
+        raise PassingFault(f"not JSON: {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+    try:
+        choice = response["choices"][0]
+        text = choice["message"]["content"] or ""
+        finish_reason = choice.get("finish_reason") or "stop"
+        text, finish_reason = text.strip(), str(finish_reason)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise PassingFault(f"no choices in {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+    if not text:
+        raise PassingFault(f"an empty answer (finish_reason {finish_reason!r})", status=200, tries=MALFORMED_TRIES)
+    usage = response.get("usage")
+    return Answer(
+        text=text,
+        finish_reason=finish_reason,
+        request_key=key,
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def error_message(body: bytes) -> str:
+    """What an error response says, on one line: OpenAI's `error.message` where it is, else the start of the body."""
+    try:
+        error = json.loads(body)
+        error = error.get("error", error)
+        message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        message = None
+    return " ".join(str(message).split())[:300] if message else _excerpt(body)
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body[:400].decode("utf-8", "replace").split())
+    return repr(text[:120]) if text else "an empty body"
+
+
+def _count(usage: object, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,213 @@
+"""Ask any OpenAI-compatible endpoint, politely and stubbornly: bounded concurrency, each request retried by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from pipeline.errors import InputError
+from pipeline.sample import Message
+from pipeline.teacher.answer import Answer, error_message, read_answer, request_body, request_key
+from pipeline.teacher.errors import PassingFault, TeacherError
+from pipeline.teacher.ledger import Ledger
+
+TRANSPORT_TRIES = 8
+"""With waits of 0.5, 1, 2 … 16, 20 s, each shortened by up to a half, a server may be gone for 25 s at least."""
+FIRST_CONTACT_TRIES = 3
+"""As long as the endpoint never answered anything, a wrong address is likelier than an outage."""
+LONGEST_WAIT_S = 20.0
+LONGEST_RETRY_AFTER_S = 120.0
+MAX_RESPONSE_BYTES = 8 * 2**20
+
+
+@dataclass
+class Usage:
+    """Counters of one run; they are reported and never written into rows."""
+
+    requests: int = 0
+    """Sent to the endpoint, retries included."""
+    retries: int = 0
+    cached: int = 0
+    """Answered from the ledger."""
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class TeacherClient:
+    """One teacher. Use it as an async context manager; `open_teacher` builds it from a recipe.
+
+    An answer comes from the ledger or, once, from the endpoint, and is on the disk before it is returned. At most
+    `max_concurrency` requests are under way; one that waits for its retry holds no slot.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_url: str,
+        model: str,
+        ledger: Ledger,
+        api_key: str | None = None,
+        parameters: Mapping[str, Any],
+        max_tokens: int = 512,
+        max_concurrency: int = 16,
+        timeout_s: float = 120.0,
+        first_wait_s: float = 0.5,
+    ) -> None:
+        self.name = name
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.max_tokens = max_tokens
+        self.max_concurrency = max_concurrency
+        self.usage = Usage()
+        self._ledger = ledger
+        self._api_key = api_key
+        self._parameters = dict(parameters)
+        self._timeout_s = timeout_s
+        self._first_wait_s = first_wait_s
+        self._slots = asyncio.Semaphore(max_concurrency)
+        self._session: aiohttp.ClientSession | None = None
+        self._answered = False
+
+    def __repr__(self) -> str:
+        return f"TeacherClient(name={self.name!r}, base_url={self.base_url!r}, model={self.model!r})"
+
+    async def __aenter__(self) -> Self:
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self.max_concurrency),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            headers=headers,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> Answer:
+        """The answer; one that was cut off is asked for again with twice the limit, once.
+
+        Raises TeacherError when this request cannot be answered, InputError when the endpoint never answered at all.
+        """
+        limit = max_tokens or self.max_tokens
+        answer = await self._ask_within(messages, limit)
+        if answer.finish_reason == "length":
+            answer = await self._ask_within(messages, 2 * limit)
+        return answer
+
+    async def _ask_within(self, messages: Sequence[Message], max_tokens: int) -> Answer:
+        key = request_key(self.model, messages, self._parameters)
+        if (kept := self._ledger.find(key, max_tokens)) is not None:
+            self.usage.cached += 1
+            return kept
+        answer = await self._ask_stubbornly(key, request_body(self.model, messages, self._parameters, max_tokens))
+        self.usage.prompt_tokens += answer.prompt_tokens
+        self.usage.completion_tokens += answer.completion_tokens
+        return await self._ledger.keep(answer, max_tokens)
+
+    async def _ask_stubbornly(self, key: str, body: bytes) -> Answer:
+        tried = 0
+        while True:
+            try:
+                async with self._slots:
+                    self.usage.requests += 1
+                    return await self._attempt(key, body)
+            except PassingFault as fault:
+                tried += 1
+                if tried >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
+                    raise self._give_up(fault, tried) from None
+                wait_s = max(self._backoff_s(tried), fault.wait_s)
+            self.usage.retries += 1
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, key: str, body: bytes) -> Answer:
+        assert self._session is not None, "TeacherClient is used inside `async with`"
+        try:
+            async with self._session.post(
+                f"{self.base_url}/chat/completions", data=body, allow_redirects=False
+            ) as response:
+                content = await _read(response)
+        except TimeoutError:
+            raise PassingFault(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+            if not self._answered:
+                raise self._unreachable(str(error)) from None
+            raise PassingFault(self._safe(str(error)), tries=TRANSPORT_TRIES) from None
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"connection lost: {error}" if str(error) else "connection lost"
+            raise PassingFault(self._safe(message), tries=TRANSPORT_TRIES) from None
+        self._answered = True
+        if response.status == 200:
+            return read_answer(content, key)
+        raise self._refusal(response, content)
+
+    def _refusal(self, response: aiohttp.ClientResponse, content: bytes) -> Exception:
+        status = response.status
+        if 300 <= status < 400:
+            target = response.headers.get("Location", "another address")
+            return self._error(f"redirects to {target}; name that address as base_url", status)
+        if status in (408, 409, 425, 429) or status >= 500:
+            wait_s = _retry_after_s(response.headers.get("Retry-After"))
+            message = f"status {status}: {self._safe(error_message(content))}"
+            return PassingFault(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
+        return self._error(f"status {status}: {error_message(content)}", status)
+
+    def _give_up(self, fault: PassingFault, tried: int) -> Exception:
+        if not self._answered:
+            return self._unreachable(str(fault))
+        return self._error(f"{fault} ({tried} tries)", fault.status)
+
+    def _error(self, message: str, status: int) -> TeacherError:
+        self.usage.failed += 1
+        return TeacherError(f"teacher {self.name!r}: {self._safe(message)}", status=status)
+
+    def _unreachable(self, message: str) -> InputError:
+        why = self._safe(message)
+        return InputError(f"teacher {self.name!r} at {self.base_url} does not answer: {why}; is the server running?")
+
+    def _safe(self, message: str) -> str:
+        return message.replace(self._api_key, "***") if self._api_key else message
+
+    def _backoff_s(self, tried: int) -> float:
+        """Exponential with jitter: requests that failed together do not come back together."""
+        return min(LONGEST_WAIT_S, self._first_wait_s * 2 ** (tried - 1)) * random.uniform(0.5, 1.0)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_RESPONSE_BYTES:
+            response.close()
+            raise PassingFault(f"an answer of more than {MAX_RESPONSE_BYTES >> 20} MiB", status=response.status, tries=2)
+    return b"".join(parts)
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds that `Retry-After` (a number or an HTTP date) asks for, at most two minutes; 0 when absent or unreadable."""
+    if value is None:
+        return 0.0
+    try:
+        wait_s = float(value)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)

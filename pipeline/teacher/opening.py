@@ -1,0 +1,60 @@
+"""From a recipe's `[teachers.NAME]` to a client that can be asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.recipe import Teacher
+from pipeline.teacher.client import TeacherClient
+from pipeline.teacher.ledger import Ledger
+from pipeline.teacher.local import PARAMETERS, serve_embedded_model
+
+
+@asynccontextmanager
+async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterator[TeacherClient]:
+    """The recipe's teacher `name`, embedded or at an endpoint, answering out of and into the ledger file.
+
+    The embedded one is asked greedily and one request at a time, whatever the recipe's temperature and concurrency say.
+    """
+    async with AsyncExitStack() as stack:
+        api_key = read_api_key(name, teacher.api_key_env)
+        parameters: dict[str, Any]
+        if teacher.kind == "local":
+            base_url = stack.enter_context(serve_embedded_model(teacher.model))
+            parameters, max_concurrency = PARAMETERS, 1
+        else:
+            if not teacher.base_url:
+                raise InputError(f"teachers.{name}.base_url is missing: a teacher of kind 'openai' needs its address")
+            base_url, max_concurrency = teacher.base_url, teacher.max_concurrency
+            parameters = {"temperature": teacher.temperature}
+        kept = Ledger(ledger)
+        stack.push_async_callback(kept.close)
+        client = TeacherClient(
+            name=name,
+            base_url=base_url,
+            model=teacher.model,
+            ledger=kept,
+            api_key=api_key,
+            parameters=parameters,
+            max_tokens=teacher.max_tokens,
+            max_concurrency=max_concurrency,
+            timeout_s=teacher.timeout_s,
+        )
+        yield await stack.enter_async_context(client)
+
+
+def read_api_key(name: str, variable: str | None) -> str | None:
+    """The key in the named environment variable; InputError when it is unset or cannot stand in a header."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise InputError(f"teachers.{name}.api_key_env names {variable}, which is not set: export {variable}=…")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {variable} (teachers.{name}.api_key_env) has characters that no header can carry")
+    return key
