@@ -3,4 +3,6 @@
 import pipeline
 
 if getattr(pipeline, "__distribution__", None) != "glotloom":
-    raise ImportError(f"`pipeline` is {pipeline.__file__}, which is not glotloom's: another package of that name comes first on the path")
+    raise ImportError(
+        f"`pipeline` is {pipeline.__file__}, which is not glotloom's: another package of that name comes first on the path"
+    )

@@ -21,16 +21,29 @@ from pipeline import InputError, WorkError, __version__
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, e.g. teachers.main.base_url=http://127.0.0.1:8000/v1. May be repeated.")
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, e.g. teachers.main.base_url=http://127.0.0.1:8000/v1. May be repeated.",
+)
 
 
-class _Failure(click.ClickException):
-    def __init__(self, message: str, exit_code: int) -> None:
+class _InputFailure(click.ClickException):
+    """What ends a command in one line of explanation."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:
         click.echo(f"glotloom: {self.message}", err=True)
+
+
+class _WorkFailure(_InputFailure):
+    exit_code = 1
 
 
 def _plain_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -41,16 +54,16 @@ def _plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            raise _Failure(str(error), 2) from error
+            raise _InputFailure(str(error)) from error
         except WorkError as error:
-            raise _Failure(str(error), 1) from error
+            raise _WorkFailure(str(error)) from error
         except KeyboardInterrupt as error:
-            raise _Failure("interrupted; the same command goes on where this one stopped", 1) from error
+            raise _WorkFailure("interrupted; the same command goes on where this one stopped") from error
         except Exception as error:
             if _is_malora_input_error(error):
-                raise _Failure(str(error), 2) from error
+                raise _InputFailure(str(error)) from error
             if isinstance(error, OSError) and error.strerror:
-                raise _Failure(f"{error.filename or ''}: {error.strerror}", 1) from error
+                raise _WorkFailure(f"{error.filename or ''}: {error.strerror}") from error
             raise
 
     return run
@@ -73,7 +86,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("recipe")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset: new, or one that glotloom built.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset: new, or one that glotloom built."
+)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of unfinished and re-usable stages.  [default: OUT/.stages]")
 @_SET
 @_plain_errors
@@ -91,9 +106,10 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
 
     with ProgressBar() as progress:
         dataset = run_build(find_recipe(recipe, overrides), out, work=work, progress=progress)
-    rows = {split: sum(c[split]["rows"] for c in dataset.manifest["configs"].values()) for split in ("train", "validation")}
-    left = sum(sum(report.dropped.values()) for report in dataset.reports)
-    click.echo(f"{out}: {rows['train']} train and {rows['validation']} validation rows in {len(dataset.configs)} configs; {left} things left, each with a reason")
+    click.echo(
+        f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
+        f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"
+    )
     click.echo(f"look at {out / 'report.html'}")
 
 
@@ -137,7 +153,13 @@ def _loss_line(record: dict[str, Any]) -> str:
 
 @main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--format", "layout", required=True, type=click.Choice(["hf", "ultralink"]), help="hf: a DatasetDict on disk; ultralink: {language}_{task}.jsonl.")
+@click.option(
+    "--format",
+    "layout",
+    required=True,
+    type=click.Choice(["hf", "ultralink"]),
+    help="hf: a DatasetDict on disk; ultralink: {language}_{task}.jsonl.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 @_plain_errors
 def export(dataset: Path, layout: str, out: Path) -> None:
@@ -172,7 +194,9 @@ def write_report(dataset: Path, adapter: Path | None, page: Path) -> None:
         try:
             training = json.loads((adapter / "training.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?") from error
+            raise InputError(
+                f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?"
+            ) from error
     write_text(page, dataset_report(open_dataset(dataset), training))
 
 
@@ -202,11 +226,13 @@ def doctor() -> None:
         click.echo(line)
         healthy &= fine
     if not healthy:
-        raise _Failure("something that glotloom needs is missing or too new; the lines above say how to mend it", 1)
+        raise _WorkFailure("something that glotloom needs is missing or too new; the lines above say how to mend it")
 
 
 @main.command()
-@click.option("--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the dataset, adapter and report.")
+@click.option(
+    "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the dataset, adapter and report."
+)
 @_SET
 @_plain_errors
 def demo(out: Path, overrides: Sequence[str]) -> None:

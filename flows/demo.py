@@ -25,9 +25,8 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     started = time.monotonic()
     with ProgressBar() as progress:
         dataset = build(recipe, out / "dataset", progress=progress)
-    rows = sum(c[split]["rows"] for c in dataset.manifest["configs"].values() for split in ("train", "validation"))
-    left = sum(sum(report.dropped.values()) for report in dataset.reports)
-    yield f"dataset: {rows} rows in {len(recipe.languages)} languages, {left} things left with a reason ({time.monotonic() - started:.0f} s)"
+    rows = dataset.count("train") + dataset.count("validation")
+    yield f"dataset: {rows} rows in {len(recipe.languages)} languages, {dataset.left} things left, each with a reason{_took(started)}"
     started = time.monotonic()
     from malora import TrainingConfig, train_adapter
 
@@ -35,6 +34,10 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
         record = train_adapter(TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress).record
     before, after = (record["validation"][when]["all"]["loss"] for when in ("before", "after"))
     parameters = record["parameters"]["trainable"]
-    yield f"adapter: {parameters:,} trained parameters, validation loss {before:.3f} → {after:.3f} ({time.monotonic() - started:.0f} s)"
+    yield f"adapter: {parameters:,} trained parameters, validation loss {before:.3f} → {after:.3f}{_took(started)}"
     write_report(dataset.path, out / "adapter", out / "report.html")
     yield f"report:  {out / 'report.html'}"
+
+
+def _took(started: float) -> str:
+    return f" ({time.monotonic() - started:.0f} s)"

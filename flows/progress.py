@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ class ProgressBar:
     def __init__(self, unit: str = "rows") -> None:
         self._unit = unit
         self._stage: str | None = None
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._started = 0.0
         self._done = 0
 
@@ -24,7 +24,9 @@ class ProgressBar:
         if stage != self._stage:
             self._finish()
             self._stage, self._started = stage, time.monotonic()
-            self._bar = tqdm(desc=stage, total=total, unit=f" {self._unit}", file=sys.stderr, disable=None, leave=True, mininterval=0.2)
+            self._bar = tqdm(
+                desc=stage, total=total, unit=f" {self._unit}", file=sys.stderr, disable=None, leave=True, mininterval=0.2
+            )
         self._done = done
         if self._bar is not None and not self._bar.disable:
             self._bar.update(done - self._bar.n)
@@ -33,7 +35,9 @@ class ProgressBar:
         if self._stage is None or self._bar is None:
             return
         if self._bar.disable:
-            print(f"{self._stage}: {self._done} {self._unit} in {time.monotonic() - self._started:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self._stage}: {self._done} {self._unit} in {time.monotonic() - self._started:.1f} s", file=sys.stderr, flush=True
+            )
         self._bar.close()
         self._stage = None
 

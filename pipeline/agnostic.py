@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,12 +13,28 @@ from pipeline.clean.translation import translation_fault
 from pipeline.errors import InputError
 from pipeline.knowledge.records import jsonl_rows, parquet_rows
 from pipeline.recipe import Agnostic, Recipe
-from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Sample, Source, content_hash, drop, sample_id
-from pipeline.stage import Stage, StageRun, rows_of
-from pipeline.sample import sample_from_row
+from pipeline.sample import (
+    SAMPLE_SCHEMA,
+    Decision,
+    Dropped,
+    Message,
+    Sample,
+    Source,
+    content_hash,
+    drop,
+    sample_from_row,
+    sample_id,
+)
+from pipeline.stage import Stage, StageRun, row_count, rows_of
 
 # Question and answer columns of the pools that UltraLink uses (MetaMathQA, Magicoder) and their like.
-_PAIRS = (("query", "response"), ("question", "answer"), ("instruction", "response"), ("instruction", "output"), ("problem", "solution"))
+_PAIRS = (
+    ("query", "response"),
+    ("question", "answer"),
+    ("instruction", "response"),
+    ("instruction", "output"),
+    ("problem", "solution"),
+)
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -71,7 +86,9 @@ def _judge(row: Sample, original: Sample | None, wanted: set[str], screen: bool)
     decisions = list(row.decisions)
     if row.language == "en":
         if screen and (criterion := culture_bound(row)):
-            decisions.append(Decision(f"pool-{row.task}", f"culture-bound ({criterion}): kept in English, its translations are left out"))
+            decisions.append(
+                Decision(f"pool-{row.task}", f"culture-bound ({criterion}): kept in English, its translations are left out")
+            )
     elif original is not None:
         if screen and (criterion := culture_bound(original)):
             return drop(row, "culture_bound", partner_id=original.id, detail=criterion)
@@ -89,7 +106,12 @@ def _samples(pool: Agnostic, path: Path, task: str) -> Iterator[Sample | Dropped
         language = str(raw.get("language") or "en")
         if messages is None:
             keys = ", ".join(sorted(raw)) or "no key"
-            yield Dropped(id=content_hash(name, row_id), reason="row_without_messages", task=task, detail=f"{path.name}: row {row_id} has {keys}")
+            yield Dropped(
+                id=content_hash(name, row_id),
+                reason="row_without_messages",
+                task=task,
+                detail=f"{path.name}: row {row_id} has {keys}",
+            )
             continue
         yield Sample(
             id=sample_id(language, task, messages, [f"{name}:{row_id}"]),
@@ -131,7 +153,7 @@ def prune_stage(recipe: Recipe, inputs: Stage) -> Stage:
 
     Uniform: the rows lowest by seeded hash stay. No selector is known to beat that dependably (arXiv 2410.09335).
     """
-    budgets = {task: dict(pool.budget) for task, pool in sorted(recipe.agnostic.items())}
+    budgets: dict[str, dict[str, Any]] = {task: dict(pool.budget) for task, pool in sorted(recipe.agnostic.items())}
     return Stage(
         name="prune",
         version=1,
@@ -148,14 +170,14 @@ def _prune(run: StageRun, *, budgets: dict[str, dict[str, Any]], seed: int) -> N
         if row["task"] in budgets:
             keys.setdefault((row["language"], row["task"]), []).append(content_hash(seed, row["id"]))
     limits = {key: _limit(sorted(hashes), budgets[key[1]].get(key[0], 0)) for key, hashes in keys.items()}
-    seen: Counter[tuple[str, str]] = Counter()
-    for row in rows_of(run.inputs[0]):
+    total = row_count(run.inputs[0])
+    for done, row in enumerate(rows_of(run.inputs[0]), 1):
+        run.progress(run.stage.name, done, total)
         sample, key = sample_from_row(row), (row["language"], row["task"])
         limit = limits.get(key)
         if limit is not None and content_hash(seed, sample.id) > limit:
             run.drop(drop(sample, "over_budget", detail=f"budget {budgets[key[1]].get(key[0], 0)} of {len(keys[key])} rows"))
         else:
-            seen[key] += 1
             run.keep(sample)
 
 

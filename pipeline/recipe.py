@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import InputError
-from pipeline.languages import load_language
+from pipeline.languages import known_languages
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -100,6 +100,7 @@ class Training:
     target_modules: str | tuple[str, ...] | None = None
     r: Count | None = None
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    use_rslora: bool | None = None
     num_experts: Count | None = None
     top_k: Count | None = None
     expert_rank: Count | None = None
@@ -107,6 +108,8 @@ class Training:
     router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup_ratio: Share | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    max_grad_norm: Annotated[float, Field(ge=0)] | None = None
     max_steps: Count | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch_size: Count | None = None
@@ -116,6 +119,9 @@ class Training:
     seed: Annotated[int, Field(ge=0)] | None = None
     eval_rows_per_stratum: Count | None = None
     save_steps: Count | None = None
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    gradient_checkpointing: bool | None = None
+    generation_tokens: Annotated[int, Field(ge=0)] | None = None
 
     def given(self) -> dict[str, Any]:
         """The keys that the recipe sets, as keyword arguments."""
@@ -226,7 +232,8 @@ def _explain(error: Any) -> str:
 
 def _contradictions(recipe: Recipe) -> Iterable[str]:
     for code in recipe.languages:
-        load_language(code)
+        if code not in known_languages():
+            yield f"languages: {code!r} is not known; there are {', '.join(known_languages())}"
     if len(set(recipe.languages)) != len(recipe.languages):
         yield f"languages = {list(recipe.languages)!r}: a language stands there twice"
     if not recipe.knowledge and not recipe.agnostic:

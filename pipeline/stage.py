@@ -187,6 +187,9 @@ def run_stage(stage: Stage, work: Path, progress: Progress = silent) -> StepRepo
         write_json(folder / "timings.json", {"seconds": round(time.monotonic() - started, 3)})
         manifest = {"format": 1, "report": asdict(report), "digest": digest, "run_again": run.run_again}
         write_json(folder / MANIFEST, manifest)
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     except OSError as error:
         raise WorkError(f"stage {stage.name}: {error.filename or folder}: {error.strerror or error}") from error
     return report

@@ -17,7 +17,7 @@ _CLASSES = {
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a multilingual tokenizer makes of the text (within a fifth on running prose); at least 1 unless empty."""
+    """About how many tokens a multilingual tokenizer makes of the text; at least 1 unless it is empty."""
     if not text:
         return 0
     counts = {name: len(pattern.findall(text)) for name, pattern in _CLASSES.items()}

@@ -24,7 +24,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _MIN_LETTERS = 20
 _MIN_HAN = 4
 # The weight of a language outside the recipe against one inside it.
-_PRIOR_OUTSIDE = 0.05
+_PRIOR_OUTSIDE = 0.001
 _SEED = 0
 
 
@@ -42,7 +42,7 @@ def mask(text: str) -> str:
 
 
 def identify(text: str, languages: Iterable[str]) -> Identified:
-    """The language of a text among all that langdetect knows, the given ones preferred; `undetermined` when it is too short to say."""
+    """The language of a text among all that langdetect knows, the given ones preferred; `undetermined` when too short to say."""
     text = mask(text)
     letters = len(_LETTER.findall(text))
     if (found := _by_script(text, letters)) is not None:
@@ -58,7 +58,7 @@ def identify(text: str, languages: Iterable[str]) -> Identified:
 
 
 def _by_script(text: str, letters: int) -> Identified | None:
-    """Kana is Japanese, Hangul Korean, mostly Han Chinese; a share of a third settles it, since these scripts say more per letter."""
+    """Kana is Japanese, Hangul Korean, mostly Han Chinese; a third of the letters settles it, since each of them says more."""
     kana, hangul, han = (len(p.findall(text)) for p in (_KANA, _HANGUL, _HAN))
     if kana + hangul + han < _MIN_HAN or 3 * (kana + hangul + han) < letters:
         return None

@@ -22,7 +22,9 @@ _ROWS_PER_BAND = 4
 # 32 bands of 4: a pair of Jaccard s becomes a candidate with 1 − (1 − s⁴)³² — .9999999 at .8, .98 at .58, .04 at .19.
 _BANDS = _SLOTS // _ROWS_PER_BAND
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
-_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], dtype=np.uint64)
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], dtype=np.uint64
+)
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -86,7 +88,8 @@ def signature(hashes: Hashes) -> Hashes:
     filled = np.flatnonzero(slots != _EMPTY)
     lender = filled[np.searchsorted(filled, np.arange(_SLOTS)) % len(filled)]
     distance = (lender - np.arange(_SLOTS)) % _SLOTS
-    return slots[lender] + distance.astype(np.uint64) * _MULTIPLIERS[0]
+    borrowed: Hashes = slots[lender] + distance.astype(np.uint64) * _MULTIPLIERS[0]
+    return borrowed
 
 
 def candidate_pairs(signatures: Hashes) -> list[tuple[int, int]]:

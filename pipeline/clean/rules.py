@@ -1,4 +1,7 @@
-"""Row-local rules: a conversation's form, the language of its turns, and answers that are none. A rule returns its reason or None."""
+"""Row-local rules: a conversation's form, the language of its turns, and answers that are none.
+
+A rule returns `(reason, detail)` or None.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,7 @@ def answers_do_not_loop(sample: Sample) -> tuple[str, str] | None:
     """No answer says one longer sentence again and again; code may."""
     for answer in _answers(sample):
         sentences = [s.strip().casefold() for s in _SENTENCE.findall(mask(answer))]
-        counts = Counter(s for s in sentences if len(s) >= 15)  # noqa: PLR2004  # shorter ones recur in worked sums
+        counts = Counter(s for s in sentences if len(s) >= 15)  # shorter ones recur in worked sums
         sentence, count = counts.most_common(1)[0] if counts else ("", 0)
         if count >= _LOOP:
             return "answer_repeats_itself", f"{count} × {sentence[:60]!r}"
@@ -117,7 +120,13 @@ def answers_are_whole(sample: Sample) -> tuple[str, str] | None:
     last = lines[-1] if lines else ""
     if sample.answer.count("```") % 2:
         return "answer_breaks_off", "a code fence is open"
-    if _ENDS.search(last) or _LIST_ITEM.match(last) or last.startswith("####") or re.search(r"\d\s*$", last) or sample.task == "code":
+    if (
+        _ENDS.search(last)
+        or _LIST_ITEM.match(last)
+        or last.startswith("####")
+        or re.search(r"\d\s*$", last)
+        or sample.task == "code"
+    ):
         return None
     return "answer_breaks_off", last[-60:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from pipeline.sample import Sample
 
@@ -44,7 +45,7 @@ def _numbers(text: str) -> Counter[str]:
     return Counter(re.sub(r"\D", "", number) for number in _NUMBER.findall(outside))
 
 
-def _difference(a: Counter[str] | list[object], b: Counter[str] | list[object]) -> str:
+def _difference(a: Counter[str] | Sequence[object], b: Counter[str] | Sequence[object]) -> str:
     if isinstance(a, Counter) and isinstance(b, Counter):
         return f"only in the original: {sorted((a - b).elements())}; only in the translation: {sorted((b - a).elements())}"
     return f"{a!r} became {b!r}"[:300]

@@ -43,7 +43,9 @@ def _dropped(dataset: DatasetFolder, row_id: str) -> Iterator[str]:
 
 
 def _children(dataset: DatasetFolder, row_id: str) -> Iterator[str]:
-    rows = dataset.query("SELECT id, language, task, split FROM data WHERE group_id = ? OR list_contains(parent_ids, ?) ORDER BY id", row_id, row_id)
+    rows = dataset.query(
+        "SELECT id, language, task, split FROM data WHERE group_id = ? OR list_contains(parent_ids, ?) ORDER BY id", row_id, row_id
+    )
     if rows:
         yield "\n".join([f"{row_id} gave", *(f"  {child}  {language}_{task}, {split}" for child, language, task, split in rows)])
 
@@ -57,7 +59,9 @@ def _story(row: list[object]) -> list[str]:
     if isinstance(parents, list) and parents:
         lines.append(f"  made of    {', '.join(parents)}, by {mode}; group {group}")
     if teacher and isinstance(requests, list):
-        lines.append(f"  teacher    {teacher}, prompts {prompt}, {len(requests)} requests ({', '.join(key[:12] for key in requests)})")
+        lines.append(
+            f"  teacher    {teacher}, prompts {prompt}, {len(requests)} requests ({', '.join(key[:12] for key in requests)})"
+        )
     for decision in decisions if isinstance(decisions, list) else ():
         lines.append(f"  {decision['stage']}: {decision['decision']}")
     for message in messages if isinstance(messages, list) else ():

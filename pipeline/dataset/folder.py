@@ -30,6 +30,15 @@ class DatasetFolder:
         """`{language}_{task}`, sorted."""
         return sorted(self.manifest["configs"])
 
+    def count(self, split: str) -> int:
+        """Rows in one split."""
+        return sum(config[split]["rows"] for config in self.manifest["configs"].values())
+
+    @property
+    def left(self) -> int:
+        """How many rows, passages and pages left, over all stages."""
+        return sum(sum(report.dropped.values()) for report in self.reports)
+
     @property
     def reports(self) -> list[StepReport]:
         """Every stage's account, in the order of the build."""
@@ -51,9 +60,10 @@ class DatasetFolder:
         with duckdb.connect() as connection:
             data = sorted(str(path) for path in (self.path / "data").rglob("*.parquet"))
             dropped = sorted(str(path) for path in (self.path / "dropped").glob("*.parquet"))
-            connection.from_parquet(data, filename=True).create_view("shards")  # type: ignore[arg-type]
-            connection.execute("CREATE VIEW data AS SELECT * EXCLUDE filename, regexp_extract(filename, '(train|validation)-[^/]*$', 1) AS split FROM shards")
-            connection.from_parquet(dropped).create_view("dropped")  # type: ignore[arg-type]
+            connection.from_parquet(data, filename=True).create_view("shards")
+            split = "regexp_extract(filename, '(train|validation)-[^/]*$', 1) AS split"
+            connection.execute(f"CREATE VIEW data AS SELECT * EXCLUDE filename, {split} FROM shards")
+            connection.from_parquet(dropped).create_view("dropped")
             return connection.execute(sql, list(parameters)).fetchall()
 
 
@@ -62,7 +72,11 @@ def open_dataset(path: Path) -> DatasetFolder:
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        state = "has no manifest.json: its build was not finished; run the same `glotloom build` again" if path.is_dir() else "does not exist"
+        state = (
+            "has no manifest.json: its build was not finished; run the same `glotloom build` again"
+            if path.is_dir()
+            else "does not exist"
+        )
         raise InputError(f"{path}: {state}") from error
     except ValueError as error:
         raise InputError(f"{path / MANIFEST}: is not JSON: {error}") from error

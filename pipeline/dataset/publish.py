@@ -77,7 +77,7 @@ def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:
     if not shards:
         raise InputError("no row is left after cleaning; the stages' reports in the work folder say why")
     with duckdb.connect() as connection:
-        connection.from_parquet([str(path) for path in shards]).create_view("rows")  # type: ignore[arg-type]
+        connection.from_parquet([str(path) for path in shards]).create_view("rows")
         keys = connection.execute("SELECT group_id, language, task FROM rows").fetchall()
         held_out = pa.table({"group_id": pa.array(sorted(validation_groups(keys, seed)), pa.string())})
         connection.register("held_out", held_out)
@@ -87,11 +87,12 @@ def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:
             configs[name] = {"language": language, "task": task}
             for split, condition in zip(SPLITS, ("NOT IN", "IN"), strict=True):
                 # DuckDB promises an order only where it is asked for one; the files are written with pyarrow.
-                batches = connection.execute(
-                    f"SELECT * FROM rows WHERE language = ? AND task = ? AND group_id {condition} (SELECT group_id FROM held_out) ORDER BY id",
-                    [language, task],
-                ).to_arrow_reader(10_000)
-                configs[name][split] = _write_split(batches, out, f"data/{name}/{split}")
+                query = (
+                    f"SELECT * FROM rows WHERE language = $language AND task = $task "
+                    f"AND group_id {condition} (SELECT group_id FROM held_out) ORDER BY id"
+                )
+                found = connection.sql(query, params={"language": language, "task": task})
+                configs[name][split] = _write_split(found.to_arrow_reader(10_000), out, f"data/{name}/{split}")
     return configs
 
 

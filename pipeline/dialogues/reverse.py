@@ -83,10 +83,8 @@ def _dialogue(title: str, turns: Sequence[tuple[str, str]], language: Language, 
     follow_ups = draw.sample(templates.follow_up, len(turns))
     messages: list[Message] = []
     for number, (heading, answer) in enumerate(turns):
-        if number:
-            question = follow_ups[number]
-        else:
-            question = draw.choice(templates.section if heading else templates.opening)
+        first = templates.section if heading else templates.opening
+        question = follow_ups[number] if number else draw.choice(first)
         messages += [Message("user", fill(question, title=title, section=heading)), Message("assistant", answer)]
     return ReverseDialogue(tuple(messages), tuple(heading for heading, _ in turns))
 

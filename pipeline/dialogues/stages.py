@@ -39,7 +39,12 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
     else:
         teacher = recipe.teachers[mode.teacher or ""]
         # Not where the teacher is or how it is driven: only what changes its answers makes the stage anew.
-        config["teacher"] = {"kind": teacher.kind, "model": teacher.model, "temperature": teacher.temperature, "max_tokens": teacher.max_tokens}
+        config["teacher"] = {
+            "kind": teacher.kind,
+            "model": teacher.model,
+            "temperature": teacher.temperature,
+            "max_tokens": teacher.max_tokens,
+        }
         config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules))
         run = functools.partial(_ask, code=code, mode=mode, name=mode.teacher or "", teacher=teacher, seed=recipe.seed)
     return Stage(
@@ -91,7 +96,12 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, name: str, teacher: Teach
         ledger.parent.mkdir(parents=True, exist_ok=True)
         async with open_teacher(name, teacher, ledger) as client:
             outcomes = grounded_dialogues(
-                tried, load_language(code), client, seed=seed, count=mode.count or len(tried), closed_book=mode.mode == "closed_book"
+                tried,
+                load_language(code),
+                client,
+                seed=seed,
+                count=mode.count or len(tried),
+                closed_book=mode.mode == "closed_book",
             )
             done = 0
             async for passage, outcome in outcomes:

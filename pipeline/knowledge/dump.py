@@ -53,7 +53,17 @@ def _open(path: Path) -> IO[bytes]:
 
 def _namespaces(site: mwxml.SiteInfo) -> dict[str, int]:
     """Lower-case namespace names to their numbers, MediaWiki's English canonical names among them."""
-    names = {"file": 6, "image": 6, "category": 14, "media": -2, "special": -1, "template": 10, "wikipedia": 4, "help": 12, "portal": 100}
+    names = {
+        "file": 6,
+        "image": 6,
+        "category": 14,
+        "media": -2,
+        "special": -1,
+        "template": 10,
+        "wikipedia": 4,
+        "help": 12,
+        "portal": 100,
+    }
     return names | {ns.name.lower(): ns.id for ns in site.namespaces or () if ns.name}
 
 

@@ -36,7 +36,12 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     """The passages of one language."""
     knowledge = recipe.knowledge[code]
     path = recipe.path(knowledge.path)
-    config = asdict(knowledge) | {"path": Path(knowledge.path).name, "language": code, "seed": recipe.seed, "languages": recipe.languages}
+    config = asdict(knowledge) | {
+        "path": Path(knowledge.path).name,
+        "language": code,
+        "seed": recipe.seed,
+        "languages": recipe.languages,
+    }
     return Stage(
         name=f"passages-{code}",
         version=1,
@@ -62,7 +67,7 @@ def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: in
             continue
         sections = [] if document.skip else document.sections()
         if simplify:
-            document, sections = _simplified(document, sections, simplify)
+            document, sections = _simplified(document, sections, simplify)  # noqa: PLW2901  # the same page in other characters
         reason, detail = _reject(document, sections, knowledge, language, languages)
         if reason:
             run.drop(Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source))

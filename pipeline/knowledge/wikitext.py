@@ -19,14 +19,20 @@ from pipeline.sample import Section
 
 # Templates whose last positional argument is words of the sentence, by lower-case name or its prefix before "-".
 _KEEP_LAST = frozenset(
-    "lang langue lang- nihongo transl nowrap nobr nobreak small smaller big abbr abréviation sc smallcaps formatnum unicode ipa "
-    "язык нп5 нп3 не переведено iw ill lien illm link-interwiki lj le date-".split()
+    """
+    lang langue lang- nihongo transl nowrap nobr nobreak small smaller big abbr abréviation sc smallcaps formatnum
+    unicode ipa язык нп5 нп3 не переведено iw ill lien illm link-interwiki lj le date-
+    """.split()
 )
-_KEEP_FIRST = frozenset("abbr abréviation nihongo нп5 нп3 нп iw ill lien illm lj le nobr s2".split())
-_MEASURE = frozenset("convert cvt unité unité/2 unidad conversion".split())
+_KEEP_FIRST = frozenset(
+    ["abbr", "abréviation", "nihongo", "нп5", "нп3", "нп", "iw", "ill", "lien", "illm", "lj", "le", "nobr", "s2"]
+)
+_MEASURE = frozenset(["convert", "cvt", "unité", "unité/2", "unidad", "conversion"])
 _DROP_TAGS = frozenset(
-    "ref references gallery table timeline score imagemap templatedata syntaxhighlight source hiero graph mapframe maplink "
-    "inputbox categorytree section noinclude".split()
+    """
+    ref references gallery table timeline score imagemap templatedata syntaxhighlight source hiero graph mapframe
+    maplink inputbox categorytree section noinclude
+    """.split()
 )
 _LIST_MARKERS = {"li": "- ", "dd": "", "dt": ""}
 _NUMBERED = "\ue000 "  # a private mark; numbered once the whole list is seen
@@ -150,7 +156,9 @@ def _resolve_variants(text: str) -> str:
         if bar and set(flag.split(";")) & {"T", "H", "-"}:  # these set a title or a rule and show nothing
             return ""
         readings = dict(re.findall(r"(zh[\w-]*)\s*:\s*([^;]*)", body))
-        return next((readings[k] for k in ("zh-hans", "zh-cn", "zh-sg") if k in readings), next(iter(readings.values()), body)).strip()
+        return next(
+            (readings[k] for k in ("zh-hans", "zh-cn", "zh-sg") if k in readings), next(iter(readings.values()), body)
+        ).strip()
 
     return _VARIANT.sub(resolve, text)
 

@@ -73,7 +73,9 @@ def known_languages() -> tuple[str, ...]:
 def load_language(code: str) -> Language:
     """The language's file as a frozen value; InputError names the languages there are."""
     if code not in known_languages():
-        raise InputError(f"language {code!r} is not known; there are {', '.join(known_languages())} (one TOML file each in pipeline/languages)")
+        raise InputError(
+            f"language {code!r} is not known; there are {', '.join(known_languages())} (one TOML file each in pipeline/languages)"
+        )
     table = tomllib.loads((resources.files(__package__) / f"{code}.toml").read_text("utf-8"))
     try:
         language = Language(
@@ -85,7 +87,12 @@ def load_language(code: str) -> Language:
             grounded=Grounded(**table["grounded"]),
             rules=Rules(**_tuples(table["rules"])),
         )
-        for pattern in (*language.wikitext.list_titles, *language.rules.refers_to_source, *language.rules.refusal, *language.rules.dangling):
+        for pattern in (
+            *language.wikitext.list_titles,
+            *language.rules.refers_to_source,
+            *language.rules.refusal,
+            *language.rules.dangling,
+        ):
             re.compile(pattern)
     except (KeyError, TypeError, re.error) as error:
         raise InputError(f"pipeline/languages/{code}.toml: {error}") from error

@@ -53,7 +53,7 @@ def most_divided(share: Sequence[Sequence[Sequence[float]]], count: int) -> list
     """
 
     def spread(module: Sequence[Sequence[float]]) -> float:
-        mean = [sum(column) / len(module) for column in zip(*module, strict=True)]
+        mean: list[float] = [sum(column) / len(module) for column in zip(*module, strict=True)]
         return sum(abs(value - m) for row in module for value, m in zip(row, mean, strict=True)) / (2 * len(module))
 
     order = sorted(range(len(share)), key=lambda i: (-spread(share[i]), i))

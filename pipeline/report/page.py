@@ -40,7 +40,7 @@ def dataset_report(dataset: DatasetFolder, training: dict[str, Any] | None = Non
         languages={code: load_language(code) for code in dataset.manifest["recipe"]["languages"]},
         tasks=[task for task in TASKS if any(c["task"] == task for c in dataset.manifest["configs"].values())],
         configs=dataset.manifest["configs"],
-        total={split: sum(c[split]["rows"] for c in dataset.manifest["configs"].values()) for split in SPLITS},
+        total={split: dataset.count(split) for split in SPLITS},
         stages=list(_funnel(dataset)),
         reasons=_reasons(dataset.reports),
         examples={config: list(_examples(dataset, config)) for config in dataset.configs},

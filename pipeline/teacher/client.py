@@ -92,9 +92,7 @@ class TeacherClient:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -137,9 +135,7 @@ class TeacherClient:
     async def _attempt(self, key: str, body: bytes) -> Answer:
         assert self._session is not None, "TeacherClient is used inside `async with`"
         try:
-            async with self._session.post(
-                f"{self.base_url}/chat/completions", data=body, allow_redirects=False
-            ) as response:
+            async with self._session.post(f"{self.base_url}/chat/completions", data=body, allow_redirects=False) as response:
                 content = await _read(response)
         except TimeoutError:
             raise PassingFault(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None

@@ -100,9 +100,7 @@ class Ledger:
         self._committing = None
 
     def _commit(self, batch: Sequence[tuple[Answer, int]]) -> list[Answer]:
-        rows = [
-            (a.request_key, limit, a.text, a.finish_reason, a.prompt_tokens, a.completion_tokens) for a, limit in batch
-        ]
+        rows = [(a.request_key, limit, a.text, a.finish_reason, a.prompt_tokens, a.completion_tokens) for a, limit in batch]
         with self._writer:
             self._writer.executemany(_KEEP, rows)
         keys = [(answer.request_key, limit, limit) for answer, limit in batch]

@@ -1,0 +1,209 @@
+"""The build as a Prefect flow: one task per stage, named after it.
+
+A task is given a recipe, a folder and a stage's name and plans again, which is cheap, so that it could run on any machine
+that shares the disk. The stage's manifest is the only cache: what was finished before returns at once, with or without
+Prefect. Stages run one after another in the main thread: reading dumps holds Python's lock, so threads would win nothing,
+a stage that asks a teacher keeps many requests in flight by itself, and a cancelled run stops where it stands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import deployment as running_deployment
+from prefect.runtime import task_run as running_task
+from prefect.states import Failed
+
+from flows.recipes import find_recipe
+from pipeline import InputError, Recipe, WorkError
+from pipeline.build import finish, plan, prepare
+from pipeline.dataset import DatasetFolder, open_dataset
+from pipeline.dataset.folder import SPLITS
+from pipeline.files import WorkLock
+from pipeline.stage import Progress, Stage, StepReport, finished, run_stage, stage_folder
+
+_ASKS_A_TEACHER = ("grounded-", "closed_book-")
+_RETRY_DELAYS_S: list[float] = [30, 300]
+_LOG_EVERY_S = 60.0
+
+
+class StageCounts(TypedDict):
+    """What a stage's task returns."""
+
+    stage: str
+    rows_in: int
+    rows_out: int
+    left: int
+    finished_before: bool
+
+
+class BuildCounts(TypedDict):
+    """What a build returns: stages, how many of them were made now, and rows."""
+
+    stages: int
+    stages_made: int
+    train: int
+    validation: int
+    configs: int
+    left: int
+
+
+@flow(name="build-dataset", persist_result=False)
+def build_dataset(recipe: str, out: str, overrides: Sequence[str] = ()) -> BuildCounts | State[Any]:
+    """Build the dataset of a recipe, re-using every stage that was finished before.
+
+    Args:
+        recipe: A TOML file or the name of a shipped recipe, such as ultralink_mini.
+        out: The folder of the dataset, new or built by glotloom; ~ is the home of the worker's user.
+        overrides: KEY=VALUE each, such as teachers.main.base_url=http://127.0.0.1:8000/v1.
+    """
+    try:
+        recipe, folder = str(Path(recipe).expanduser()), place(out, "out")
+        stages = plan(find_recipe(recipe, overrides))
+        work = prepare(stages, folder)
+        with WorkLock(work):
+            done = [_task_of(stage.name)(recipe, overrides, str(work), stage.name) for stage in stages]
+            publish_dataset(recipe, overrides, str(work), str(folder))
+    except (InputError, WorkError) as error:
+        return Failed(message=str(error), data=error)
+    return _show(open_dataset(folder), done)
+
+
+@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def make_stage(recipe: str, overrides: Sequence[str], work: str, name: str) -> StageCounts:
+    """Run one stage of a recipe's plan unless it was finished before; its inputs must be finished."""
+    logger = get_run_logger()
+    stage, folder = _stage_of(find_recipe(recipe, overrides), name), Path(work)
+    finished_before = finished(stage_folder(stage, folder)) is not None
+    report = run_stage(stage, folder, _now_and_then(logger.info))
+    logger.info("%s; %s", in_words(report), "finished before" if finished_before else "made now")
+    if finished(stage_folder(stage, folder)) is None:
+        _ask_again_or_go_on(logger.warning)
+    return StageCounts(
+        stage=name,
+        rows_in=report.rows_in,
+        rows_out=report.rows_out,
+        left=sum(report.dropped.values()),
+        finished_before=finished_before,
+    )
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish_dataset(recipe: str, overrides: Sequence[str], work: str, out: str) -> str:
+    """Write the dataset folder and its report from the finished stages; returns the folder."""
+    wanted = find_recipe(recipe, overrides)
+    return str(finish(wanted, plan(wanted), Path(work), Path(out)).path)
+
+
+def place(text: str, parameter: str) -> Path:
+    """A folder that a flow was given: ~ is a home, and a worker takes no relative path.
+
+    A process worker runs each flow in a temporary directory and deletes it afterwards, with everything in it.
+    """
+    path = Path(text).expanduser()
+    if running_deployment.id is not None and not path.is_absolute():
+        raise InputError(f"{parameter} = {text!r}: is relative to the worker's temporary directory; start it with / or ~")
+    return path
+
+
+def in_words(report: StepReport) -> str:
+    """A stage's account as one line."""
+    taken, given = f"{report.rows_in} {report.unit_in} in", f"{report.rows_out} {report.unit_out} out"
+    reasons = f" ({_reasons(report)})" if report.dropped else ""
+    return f"{report.stage}: {taken}, {given}, {sum(report.dropped.values())} left{reasons}"
+
+
+def _task_of(name: str) -> Task[[str, Sequence[str], str, str], StageCounts]:
+    """Retries only where the network is."""
+    if not name.startswith(_ASKS_A_TEACHER):
+        return make_stage
+    return make_stage.with_options(
+        retries=len(_RETRY_DELAYS_S), retry_delay_seconds=_RETRY_DELAYS_S, retry_condition_fn=_may_help
+    )
+
+
+def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a retry can help: never where the input is wrong."""
+    return not isinstance(state.data, InputError)
+
+
+def _ask_again_or_go_on(warn: Callable[[str], None]) -> None:
+    """Some requests stayed unanswered: a retry asks only those, for every answer is kept. After the last, go on."""
+    if running_task.run_count <= len(_RETRY_DELAYS_S):
+        raise WorkError("the teacher left requests unanswered; what it answered is kept")
+    warn("the teacher left requests unanswered; the next run asks them again")
+
+
+def _stage_of(recipe: Recipe, name: str) -> Stage:
+    for stage in plan(recipe):
+        if stage.name == name:
+            return stage
+    raise InputError(f"recipe {recipe.name}: has no stage {name} any more, so it was changed meanwhile; run it again")
+
+
+def _now_and_then(log: Callable[..., None]) -> Progress:
+    """The progress of a long stage: a line a minute."""
+    logged = time.monotonic()
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= _LOG_EVERY_S:
+            logged = time.monotonic()
+            log("%s: %d%s done", stage, done, f" of {total}" if total else "")
+
+    return progress
+
+
+def _reasons(report: StepReport) -> str:
+    by_count = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count}" for reason, count in by_count)
+
+
+def _show(dataset: DatasetFolder, done: Sequence[StageCounts]) -> BuildCounts:
+    """The funnel and the report as artifacts; what the flow returns."""
+    configs = dataset.manifest["configs"]
+    rows = {split: sum(config[split]["rows"] for config in configs.values()) for split in SPLITS}
+    name = dataset.manifest["recipe"]["name"]
+    funnel = _funnel(dataset, {counts["stage"]: counts["finished_before"] for counts in done})
+    create_table_artifact(key="funnel", description=f"{name}: what each stage took and gave", table=funnel)
+    create_markdown_artifact(key="report", description=f"{name}: rows of each config", markdown=_report(dataset, rows))
+    return BuildCounts(
+        stages=len(done),
+        stages_made=sum(not counts["finished_before"] for counts in done),
+        train=rows["train"],
+        validation=rows["validation"],
+        configs=len(configs),
+        left=sum(sum(report.dropped.values()) for report in dataset.reports),
+    )
+
+
+def _funnel(dataset: DatasetFolder, finished_before: dict[str, bool]) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": report.stage,
+            "in": f"{report.rows_in} {report.unit_in}",
+            "out": f"{report.rows_out} {report.unit_out}",
+            "left": sum(report.dropped.values()),
+            "reasons": _reasons(report),
+            "made": "before" if finished_before[report.stage] else "now",
+        }
+        for report in dataset.reports
+    ]
+
+
+def _report(dataset: DatasetFolder, rows: dict[str, int]) -> str:
+    lines = [f"# {dataset.manifest['recipe']['name']}", ""]
+    lines += ["| config | train | validation | tokens (estimated) |", "|---|--:|--:|--:|"]
+    for name in dataset.configs:
+        config = dataset.manifest["configs"][name]
+        tokens = sum(config[split]["tokens"] for split in SPLITS)
+        lines.append(f"| {name} | {config['train']['rows']} | {config['validation']['rows']} | {tokens} |")
+    lines.append(f"| **all** | {rows['train']} | {rows['validation']} | |")
+    return "\n".join([*lines, "", f"The whole report: `{(dataset.path / 'report.html').resolve()}`", ""])

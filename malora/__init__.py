@@ -1,0 +1,57 @@
+"""MALoRA: a mixture of asymmetric low-rank adapters, as a PEFT tuner, and its training on a glotloom dataset.
+
+Importing this package makes the adapter type known to PEFT: do so before ``PeftModel.from_pretrained``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if "torch" not in sys.modules:
+    # OpenMP's workers otherwise spin at every barrier: where another process shares the cores, a training step was
+    # measured 10 to 25 times slower. Must be set before torch is loaded; what the user has set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from malora.config import MaloraConfig
+from malora.errors import InputError
+from malora.model import MaloraModel
+from malora.parameters import ParameterReport, parameter_report
+from malora.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from malora.base_model import load_base
+    from malora.load import load_adapter
+    from malora.train import TrainingResult, train_adapter
+
+__distribution__ = "glotloom"
+
+__all__ = [
+    "InputError",
+    "MaloraConfig",
+    "MaloraModel",
+    "ParameterReport",
+    "TrainingConfig",
+    "TrainingResult",
+    "load_adapter",
+    "load_base",
+    "parameter_report",
+    "train_adapter",
+]
+
+_LAZY = {
+    "TrainingResult": "malora.train",
+    "load_adapter": "malora.load",
+    "load_base": "malora.base_model",
+    "train_adapter": "malora.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """transformers' Trainer takes seconds to import: only when it is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,138 @@
+"""Validation loss by language and task, the experts' shares by language, and two examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from malora.data import Row
+from malora.encode import EncodedRow, prompt_text
+from malora.trainer import IGNORED, answer_logits, can_slice, collate
+
+Losses = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``losses``: stratum, or ``all`` -> loss (nats per answer token), tokens, rows. ``routing``: see training.json."""
+
+    losses: Losses
+    routing: dict[str, Any]
+
+
+def evaluate(
+    model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: Callable[[int, int], None]
+) -> Evaluation:
+    """Token-weighted cross-entropy over answer tokens, and which experts these tokens use (while adapters are on)."""
+    ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.id))
+    sums: dict[str, list[float]] = {}  # stratum -> loss, tokens, rows
+    shares = _Shares()
+    sliced = can_slice(model)
+    with _evaluating(model):
+        for begin in range(0, len(ordered), batch_size):
+            members = ordered[begin : begin + batch_size]
+            batch = {key: value.to(model.device) for key, value in collate(members).items()}
+            answers = batch["labels"] != IGNORED  # (batch, length)
+            with model.base_model.routing(answers) as routing:
+                losses = _row_losses(model, batch, sliced)  # (batch)
+            shares.add(members, routing.gate_sums(), answers.sum(dim=1))
+            counts = answers.sum(dim=1).tolist()
+            for row, loss, tokens in zip(members, losses.tolist(), counts, strict=True):
+                for key in (row.stratum, "all"):
+                    entry = sums.setdefault(key, [0.0, 0, 0])
+                    entry[:] = [entry[0] + loss, entry[1] + tokens, entry[2] + 1]
+            on_batch(min(begin + batch_size, len(ordered)), len(ordered))
+    measured: Losses = {
+        key: {"loss": loss / tokens, "tokens": int(tokens), "rows": int(count)}
+        for key, (loss, tokens, count) in sorted(sums.items())
+    }
+    measured.setdefault("all", {"loss": None, "tokens": 0, "rows": 0})
+    return Evaluation(measured, shares.table())
+
+
+def _row_losses(model: Any, batch: dict[str, Tensor], sliced: bool) -> Tensor:
+    """Cross-entropy of each row, summed over its answer tokens. (batch), float64"""
+    logits, targets = answer_logits(model, batch, sliced)  # (answers, vocabulary), (answers)
+    losses = cross_entropy(logits.float(), targets, reduction="none").double()  # (answers)
+    counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)  # (batch); answers stand row by row
+    return torch.stack([part.sum() for part in losses.split(counts.tolist())])
+
+
+class _Shares:
+    """Gate sums by module and language."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, dict[str, Tensor]] = {}
+        self.tokens: dict[str, int] = {}
+
+    def add(self, rows: Sequence[EncodedRow], sums: dict[str, Tensor], tokens: Tensor) -> None:
+        for number, row in enumerate(rows):
+            self.tokens[row.language] = self.tokens.get(row.language, 0) + int(tokens[number])
+        for module, by_row in sums.items():
+            table = self.sums.setdefault(module, {})
+            for row, gates in zip(rows, by_row.double().cpu(), strict=True):
+                table[row.language] = table.get(row.language, torch.zeros_like(gates)) + gates
+
+    def table(self) -> dict[str, Any]:
+        """``share[module][language][expert]``, the mean gate of an expert over that language's answer tokens."""
+        modules, languages = sorted(self.sums), sorted(self.tokens)
+        share = [
+            [
+                [round(value, 6) for value in (self.sums[module][language] / self.tokens[language]).tolist()]
+                for language in languages
+            ]
+            for module in modules
+        ]
+        return {"modules": modules, "languages": languages, "share": share}
+
+
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[str]:
+    """The model's greedy continuation of each prompt, at most ``tokens`` tokens."""
+    answers = []
+    settings = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    with _evaluating(model):
+        for prompt in prompts:
+            inputs: Any = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+            ids = inputs["input_ids"].to(model.device)  # (1, length)
+            mask = torch.ones_like(ids)
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            answers.append(str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip())
+    return answers
+
+
+def pick_examples(rows: Sequence[Row], count: int = 2) -> list[Row]:
+    """One row of each of ``count`` languages; English comes last, since an adapter changes it least."""
+    asked = [row for row in rows if any(turn["role"] == "assistant" for turn in row.messages[1:])]
+    by_language: dict[str, Row] = {}
+    for row in asked:
+        by_language.setdefault(row.language, row)
+    ordered = sorted(by_language.values(), key=lambda row: (row.language == "en", row.language))
+    return (ordered + [row for row in asked if row not in ordered])[:count]
+
+
+def prompts_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [prompt_text(row, tokenizer) for row in rows]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No gradients, no dropout; afterwards as before."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

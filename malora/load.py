@@ -1,0 +1,54 @@
+"""Loads a trained adapter, refusing what is not one in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from malora.base_model import load_base
+from malora.errors import InputError
+
+
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a MALoRA adapter's folder."""
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not an adapter: it has no adapter_config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON ({error})") from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "MALORA":
+        raise InputError(f"{path}: not a MALoRA adapter: its peft_type is {kind!r}")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError(f"{path}: the adapter is not finished: it has no adapter_model.safetensors")
+    return config
+
+
+def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The base model with the adapter at ``path``, and the tokenizer, ready to generate.
+
+    The base is the one named in the adapter's ``training.json`` unless ``base_model`` names another place for it.
+    """
+    path = Path(path)
+    config = read_adapter_config(path)
+    if base_model is None:
+        report = path / "training.json"
+        base_model = str(config.get("base_model_name_or_path"))
+        if report.is_file():
+            base_model = str(json.loads(report.read_text(encoding="utf-8"))["base_model"]["name"])
+    model, tokenizer = load_base(base_model)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: the adapter does not fit {base_model}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # safetensors raises a class of its own, derived from Exception only
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise InputError(f"{path}: adapter_model.safetensors is damaged: {error}") from None
+    return adapted.eval(), tokenizer
