@@ -124,9 +124,7 @@ def _task_of(name: str) -> Task[[str, Sequence[str], str, str], StageCounts]:
     """Retries only where the network is."""
     if not name.startswith(_ASKS_A_TEACHER):
         return make_stage
-    return make_stage.with_options(
-        retries=len(_RETRY_DELAYS_S), retry_delay_seconds=_RETRY_DELAYS_S, retry_condition_fn=_may_help
-    )
+    return make_stage.with_options(retries=len(_RETRY_DELAYS_S), retry_delay_seconds=_RETRY_DELAYS_S, retry_condition_fn=_may_help)
 
 
 def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -189,15 +189,21 @@ def write_report(dataset: Path, adapter: Path | None, page: Path) -> None:
     from pipeline.files import write_text
     from pipeline.report import dataset_report
 
-    training = None
-    if adapter is not None:
-        try:
-            training = json.loads((adapter / "training.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?"
-            ) from error
-    write_text(page, dataset_report(open_dataset(dataset), training))
+    if page.is_dir():
+        raise InputError(f"{page}: is a folder; expected a file for the page, such as {page / 'report.html'}")
+    html = dataset_report(open_dataset(dataset), None if adapter is None else _read_training(adapter))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, html)
+
+
+def _read_training(adapter: Path) -> dict[str, Any]:
+    try:
+        training = json.loads((adapter / "training.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?") from error
+    if not isinstance(training, dict) or training.get("format") != 1:
+        raise InputError(f"{adapter / 'training.json'}: is not the record of a MALoRA training")
+    return training
 
 
 @main.command()

@@ -29,6 +29,7 @@ from prefect.states import Failed
 from flows.build import place
 from flows.recipes import find_recipe
 from pipeline import InputError, WorkError
+from pipeline.dataset import open_dataset
 
 _LOG_EVERY_S = 30.0
 _UPDATE_EVERY_S = 5.0
@@ -51,11 +52,13 @@ def train_adapter(recipe: str, data: str, out: str, overrides: Sequence[str] = (
     Args:
         recipe: A TOML file or the name of a shipped recipe; its [training] table counts.
         data: A dataset folder that a build finished.
-        out: The folder of the adapter; ~ is the home of the worker's user.
+        out: The folder of the adapter; ~ is the home of the worker's user, and {dataset} becomes the beginning of the
+            dataset's fingerprint: an adapter of other data is not overwritten.
         overrides: KEY=VALUE each, such as training.max_steps=100.
     """
     try:
-        recipe, dataset, folder = str(Path(recipe).expanduser()), place(data, "data"), place(out, "out")
+        recipe, dataset = str(Path(recipe).expanduser()), place(data, "data")
+        folder = place(_named_after(dataset, out), "out")
         find_recipe(recipe, overrides)
         run_training(recipe, str(dataset), str(folder), overrides)
         return _show(folder)
@@ -83,6 +86,10 @@ def training_command(recipe: str, data: str, out: str, overrides: Sequence[str])
     """What is run: this Python's `glotloom train`, which prints its progress as JSON lines."""
     command = [sys.executable, "-m", "flows.cli", "train", recipe, "--data", data, "--out", out, "--json-progress"]
     return [*command, *(part for override in overrides for part in ("--set", override))]
+
+
+def _named_after(dataset: Path, out: str) -> str:
+    return out.replace("{dataset}", open_dataset(dataset).manifest["fingerprint"][:8]) if "{dataset}" in out else out
 
 
 @contextmanager
@@ -126,7 +133,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self._logger = get_run_logger()
-        self._artifact = cast(UUID, create_progress_artifact(0.0, key="training-progress", description="starting"))
+        self._artifact = cast("UUID", create_progress_artifact(0.0, key="training-progress", description="starting"))
         self._phase = ""
         self._logged = self._updated = 0.0
 

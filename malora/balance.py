@@ -40,7 +40,7 @@ class Routing:
         if not groups:
             raise RuntimeError("no router ran inside this routing block: is an adapter active?")
         total: Tensor | None = None
-        for (_, top_k, coefficient, device), members in groups.items():
+        for (_, top_k, coefficient, _device), members in groups.items():
             stacked = torch.stack(members).flatten(1, -2)  # (modules, tokens, N)
             loss = coefficient * load_balance_loss(stacked, top_k, self._flat_mask(stacked)).sum()
             total = loss if total is None else total + loss.to(total.device)

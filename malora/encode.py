@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,9 @@ def encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: 
     truncated = 0
     for chunk in _chunks(rows, 256):
         rendered = [render(row, tokenizer) for row in chunk]
-        for row, (tokens, learned) in zip(chunk, tokenise(rendered, tokenizer), strict=True):
-            truncated += len(tokens) > max_tokens
-            tokens, learned = tokens[:max_tokens], learned[:max_tokens]
+        for row, (all_tokens, all_learned) in zip(chunk, tokenise(rendered, tokenizer), strict=True):
+            truncated += len(all_tokens) > max_tokens
+            tokens, learned = all_tokens[:max_tokens], all_learned[:max_tokens]
             if learned[1:].any():  # nothing predicts the first token
                 kept.append(EncodedRow(row.id, row.language, row.task, tokens, learned))
             else:
@@ -91,14 +91,10 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span
     return text, spans
 
 
-def _apply(
-    row: Row, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False
-) -> str:
+def _apply(row: Row, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False) -> str:
     template = None if tokenizer.chat_template else DEFAULT_TEMPLATE
     try:
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=opened
-        )
+        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=opened)
     except TemplateError as error:
         raise InputError(f"row {row.id}: the chat template of {tokenizer.name_or_path} refuses it: {error}") from None
     return str(text)
@@ -134,7 +130,7 @@ def _tokenise_by_pieces(
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     tokens: list[int] = []
     learned: list[bool] = []
-    for number, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (begin, end) in enumerate(pairwise(edges)):
         piece = tokenizer.encode(text[begin:end], add_special_tokens=False) if end > begin else []
         tokens += piece
         learned += [number % 2 == 1] * len(piece)

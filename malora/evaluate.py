@@ -27,9 +27,7 @@ class Evaluation:
     routing: dict[str, Any]
 
 
-def evaluate(
-    model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: Callable[[int, int], None]
-) -> Evaluation:
+def evaluate(model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: Callable[[int, int], None]) -> Evaluation:
     """Token-weighted cross-entropy over answer tokens, and which experts these tokens use (while adapters are on)."""
     ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.id))
     sums: dict[str, list[float]] = {}  # stratum -> loss, tokens, rows
@@ -62,7 +60,7 @@ def _row_losses(model: Any, batch: dict[str, Tensor], sliced: bool) -> Tensor:
     logits, targets = answer_logits(model, batch, sliced)  # (answers, vocabulary), (answers)
     losses = cross_entropy(logits.float(), targets, reduction="none").double()  # (answers)
     counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)  # (batch); answers stand row by row
-    return torch.stack([part.sum() for part in losses.split(counts.tolist())])
+    return torch.stack([part.sum() for part in torch.split(losses, counts.tolist())])
 
 
 class _Shares:
@@ -96,7 +94,7 @@ class _Shares:
 def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[str]:
     """The model's greedy continuation of each prompt, at most ``tokens`` tokens."""
     answers = []
-    settings = GenerationConfig(
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=tokens,
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,

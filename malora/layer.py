@@ -19,7 +19,7 @@ CANNOT_MERGE = (
 )
 
 
-class MaloraLayer(BaseTunerLayer):  # type: ignore[misc]  # peft is untyped
+class MaloraLayer(BaseTunerLayer):
     """Tensors by adapter name: ``malora_A`` (d, n), ``malora_P`` (N, r, d), ``malora_B`` (N, m, r),
     ``malora_router`` (N, n)."""
 
@@ -107,8 +107,8 @@ class MaloraLinear(nn.Module, MaloraLayer):
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """(n, m) of a linear layer, also of one that another adapter wraps already."""
-    while isinstance(layer, BaseTunerLayer):
-        layer = layer.base_layer
+    if isinstance(layer, BaseTunerLayer):
+        layer = layer.get_base_layer()
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"MALoRA adapts nn.Linear only, and a target module is a {type(layer).__name__}")
     return layer.in_features, layer.out_features

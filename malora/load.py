@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from malora.base_model import load_base
@@ -27,7 +28,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a MALoRA adapter: its peft_type is {kind!r}")
     if not (path / "adapter_model.safetensors").is_file():
         raise InputError(f"{path}: the adapter is not finished: it has no adapter_model.safetensors")
-    return config
+    return dict(config)
 
 
 def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -45,10 +46,8 @@ def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftM
     model, tokenizer = load_base(base_model)
     try:
         adapted = PeftModel.from_pretrained(model, str(path))
+    except SafetensorError as error:
+        raise InputError(f"{path}: adapter_model.safetensors is damaged ({error})") from None
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path}: the adapter does not fit {base_model}: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # safetensors raises a class of its own, derived from Exception only
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(f"{path}: adapter_model.safetensors is damaged: {error}") from None
     return adapted.eval(), tokenizer

@@ -16,14 +16,14 @@ from malora.layer import CANNOT_MERGE, MaloraLayer, MaloraLinear, linear_shape
 from malora.registry import register
 
 
-class MaloraModel(BaseTuner):  # type: ignore[misc]  # peft is untyped
+class MaloraModel(BaseTuner):
     """A model with MALoRA adapters. ``get_peft_model(model, MaloraConfig(...))`` makes one (as ``.base_model``)."""
 
     prefix = "malora_"
     tuner_layer_cls = MaloraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # peft hands every tuner its own configuration
         self,
         peft_config: MaloraConfig,
         adapter_name: str,

@@ -57,9 +57,6 @@ def parameter_report(model: nn.Module, adapter: str = "default") -> ParameterRep
 
 def _base_size(model: nn.Module, layers: Iterable[MaloraLayer]) -> int:
     adapters = {
-        id(parameter)
-        for layer in layers
-        for name in layer.adapter_layer_names
-        for parameter in getattr(layer, name).values()
+        id(parameter) for layer in layers for name in layer.adapter_layer_names for parameter in getattr(layer, name).values()
     }
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in adapters)

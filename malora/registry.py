@@ -20,7 +20,7 @@ def _extend_enum(name: str) -> PeftType:
     member = str.__new__(PeftType, name)
     member._name_ = name
     member._value_ = name
-    member._sort_order_ = len(PeftType._member_names_)
+    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]  # as EnumType sets it
     PeftType._member_map_[name] = member
     PeftType._member_names_.append(name)
     PeftType._value2member_map_[name] = member

@@ -28,9 +28,7 @@ def schedule(strata: Sequence[str], *, rows: int, temperature: float, seed: int)
     names = sorted(members)
     random = np.random.Generator(np.random.PCG64(seed))
     events: list[tuple[float, int, int]] = []
-    for number, (name, share) in enumerate(
-        zip(names, shares([len(members[name]) for name in names], temperature), strict=True)
-    ):
+    for number, (name, share) in enumerate(zip(names, shares([len(members[name]) for name in names], temperature), strict=True)):
         draws = int(np.ceil(rows * share)) + 2  # never fewer than can be wanted
         times = (np.arange(draws) + random.random(draws)) / share
         order = _cycles(members[name], draws, random)

@@ -86,14 +86,12 @@ def can_slice(model: Any) -> bool:
 class MaloraTrainer(Trainer):
     """Trains on the assistant's tokens and keeps the experts evenly used."""
 
-    def __init__(
-        self, model: Any, args: TrainingArguments, dataset: Scheduled, on_step: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, model: Any, args: TrainingArguments, dataset: Scheduled, on_step: Callable[[int, int], None]) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         self.tuner: MaloraModel = model.base_model
         self.sliced = can_slice(model)
         self.model_accepts_loss_kwargs = True  # the loss below divides by num_items_in_batch itself
-        self.logged = {"answer": 0.0, "auxiliary": 0.0}
+        self.logged: dict[str, Tensor | float] = {"answer": 0.0, "auxiliary": 0.0}  # summed since the last line
         self.routing: Routing | None = None
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -110,9 +108,7 @@ class MaloraTrainer(Trainer):
         self.routing = None
         return loss
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """``(sum of cross-entropies + answer tokens * auxiliary loss) / answer tokens of the whole optimizer step``.
 
         So the auxiliary loss of each forward pass weighs as much as its share of the step's tokens, and gradients are
@@ -123,8 +119,8 @@ class MaloraTrainer(Trainer):
         answer = cross_entropy(logits.float(), targets, reduction="sum") / items
         assert self.routing is not None  # training_step has opened it
         auxiliary = self.routing.auxiliary_loss() * (targets.numel() / items)
-        self.logged["answer"] += float(answer.detach())
-        self.logged["auxiliary"] += float(auxiliary.detach())
+        self.logged["answer"] += answer.detach()  # no .item(): a GPU would have to wait
+        self.logged["auxiliary"] += auxiliary.detach()
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = (answer + auxiliary) * processes  # gradients are averaged over the processes
         return (loss, None) if return_outputs else loss
@@ -133,17 +129,15 @@ class MaloraTrainer(Trainer):
         """Adds the two parts of the loss, as means over the steps since the last line."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
-                    f"step {self.state.global_step}: the loss is {logs['loss']}; lower training.learning_rate"
-                )
+                raise FloatingPointError(f"step {self.state.global_step}: the loss is {logs['loss']}; lower training.learning_rate")
             steps = self.state.global_step % self.args.logging_steps or self.args.logging_steps
-            logs = {**logs, **{key: value / steps for key, value in self.logged.items()}}
+            logs = {**logs, **{key: float(value) / steps for key, value in self.logged.items()}}
             self.logged = dict.fromkeys(self.logged, 0.0)
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             (folder / WHOLE).touch()
 

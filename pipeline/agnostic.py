@@ -70,6 +70,8 @@ def _read_pool(run: StageRun, *, pool: Agnostic, path: Path, task: str) -> None:
             kept += 1
     if not kept:
         reasons = ", ".join(f"{reason} {n}" for reason, n in run.reasons.items()) or "it is empty"
+        if set(run.reasons) == {"row_without_messages"}:
+            reasons += f"; a row needs a column 'messages', or a pair such as {_PAIRS[1][0]!r} and {_PAIRS[1][1]!r}"
         raise InputError(f"{path}: gives no row for {task!r}: {reasons}")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.agnostic import pool_stage, prune_stage
@@ -19,7 +21,7 @@ from pipeline.files import WorkLock, write_json, write_text
 from pipeline.knowledge import passage_stage
 from pipeline.recipe import Recipe
 from pipeline.report import dataset_report
-from pipeline.stage import Progress, Stage, run_stage, silent, stage_folder
+from pipeline.stage import MANIFEST, Progress, Stage, run_stage, silent, stage_folder
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -43,9 +45,13 @@ def build(recipe: Recipe, out: Path, *, work: Path | None = None, progress: Prog
     stages = plan(recipe)
     work = prepare(stages, out, work)
     with WorkLock(work):
-        for stage in stages:
-            run_stage(stage, work, progress)
-        return finish(recipe, stages, work, out)
+        try:
+            for stage in stages:
+                run_stage(stage, work, progress)
+            return finish(recipe, stages, work, out)
+        except InputError:
+            remove_unused(out, work)
+            raise
 
 
 def prepare(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Path:
@@ -59,6 +65,14 @@ def prepare(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Pat
     work = work or out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def remove_unused(out: Path, work: Path) -> None:
+    """After refused input: a work folder in which no stage was finished goes, and the output folder if nothing else is in it."""
+    if not any(work.glob(f"*/{MANIFEST}")):
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):  # not empty, so it was there before
+            out.rmdir()
 
 
 def finish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> DatasetFolder:

@@ -38,6 +38,8 @@ class AtomicFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self._temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self._path)  # a failed write does not say where
             return
         with self._temporary.open("rb+") as file:
             os.fsync(file.fileno())

@@ -10,8 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from pipeline.clean.identify import BACKEND, UNDETERMINED, identify, mask
+from pipeline.clean.own_rules import own_rules
 from pipeline.languages import load_language
 from pipeline.recipe import Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Sample, content_hash, drop, sample_from_row
@@ -30,18 +32,20 @@ Rule = Callable[[Sample], tuple[str, str] | None]
 
 def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
     """All rules over every row of all sources, in the order of the recipe."""
-    config = {
+    config: dict[str, Any] = {
         "languages": recipe.languages,
         "min_answer_characters": recipe.clean.min_answer_characters,
         "identifier": BACKEND,
         "refusals": {code: content_hash(load_language(code).rules.refusal) for code in recipe.languages},
     }
-    run = functools.partial(_run, languages=recipe.languages, min_answer_characters=recipe.clean.min_answer_characters)
-    return Stage(name="rules", version=1, run=run, config=config, inputs=inputs, schema=SAMPLE_SCHEMA)
+    files, own = own_rules(recipe)
+    run = functools.partial(_run, rules=[*row_rules(recipe.languages, recipe.clean.min_answer_characters), *own])
+    if files:
+        config["own"] = [text.rpartition(":")[2] for text in recipe.clean.rules]
+    return Stage(name="rules", version=1, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
 
 
-def _run(run: StageRun, *, languages: tuple[str, ...], min_answer_characters: int) -> None:
-    rules = row_rules(languages, min_answer_characters)
+def _run(run: StageRun, *, rules: list[Rule]) -> None:
     total = sum(row_count(folder) for folder in run.inputs)
     done = 0
     for folder in run.inputs:

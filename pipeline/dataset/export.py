@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.dataset.folder import SPLITS, DatasetFolder
-from pipeline.errors import InputError
+from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile
 
 FORMATS = ("hf", "ultralink")
@@ -20,13 +20,19 @@ def export(dataset: DatasetFolder, layout: str, out: Path) -> dict[str, int]:
         raise InputError(f"export format {layout!r} is not known; there are {', '.join(FORMATS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is not empty; choose a new folder for the export")
+    out = out.absolute()
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    counts = _to_hf(dataset, temporary) if layout == "hf" else _to_ultralink(dataset, temporary)
-    if out.exists():
-        out.rmdir()
-    temporary.rename(out)
+    try:
+        temporary.mkdir(parents=True)
+        counts = _to_hf(dataset, temporary) if layout == "hf" else _to_ultralink(dataset, temporary)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except OSError as error:
+        raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return counts
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
 from pipeline.stage import MANIFEST, StepReport
 
 FORMAT = "glotloom-dataset-1"
@@ -68,7 +70,7 @@ class DatasetFolder:
 
 
 def open_dataset(path: Path) -> DatasetFolder:
-    """A finished dataset folder; InputError where there is none or where a shard is gone."""
+    """A finished dataset folder; InputError where there is none, or where a shard or a column of one is gone."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -80,9 +82,21 @@ def open_dataset(path: Path) -> DatasetFolder:
         raise InputError(f"{path}: {state}") from error
     except ValueError as error:
         raise InputError(f"{path / MANIFEST}: is not JSON: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: is not a glotloom dataset (manifest.json has format {manifest.get('format')!r})")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: is not a glotloom dataset (manifest.json has format {found!r})")
     for name in manifest["files"]:
         if not (path / name).is_file():
             raise InputError(f"{path}: lacks {name}, which its manifest names; run the same `glotloom build` again")
+        if name.endswith(".parquet"):
+            _check_columns(path / name, DROPPED_SCHEMA if name.startswith("dropped/") else SAMPLE_SCHEMA)
     return DatasetFolder(path, manifest)
+
+
+def _check_columns(file: Path, schema: pa.Schema) -> None:
+    try:
+        names = pq.read_schema(file).names
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: is not Parquet, or cut off; run the same `glotloom build` again") from error
+    if missing := [name for name in schema.names if name not in names]:
+        raise InputError(f"{file}: lacks the column {missing[0]!r}; run the same `glotloom build` again")

@@ -19,11 +19,12 @@ from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
 from pipeline.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
-from pipeline.stage import MANIFEST, Stage, parts, read_report, stage_folder
+from pipeline.stage import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
 from pipeline.tokens import estimate_tokens
 
 ROWS_PER_SHARD = 100_000
 WORK_FOLDER = ".stages"
+_FRESH_FOLDER = ".publishing"
 _OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timings.json", WORK_FOLDER}
 
 
@@ -37,30 +38,53 @@ def check_output(out: Path) -> None:
 
 
 def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> None:
-    """Write the dataset of the last stage's rows and everyone's drops into `out`, unless it stands there already."""
+    """Write the dataset of the last stage's rows and everyone's drops into `out`, unless it stands there already.
+
+    Everything is written beside what stands there and then takes its place, so a full disk leaves the dataset before whole.
+    """
     folders = [stage_folder(stage, work) for stage in stages]
     fingerprint = content_hash(FORMAT, [folder.name for folder in folders], recipe_to_json(recipe), digits=16)
+    fresh = out / _FRESH_FOLDER
+    shutil.rmtree(fresh, ignore_errors=True)
     if _published(out, fingerprint):
         return
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        (out / MANIFEST).unlink(missing_ok=True)
-        for name in ("data", "dropped"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        configs = _write_data(parts(folders[-1]), out, recipe.seed)
-        files = _write_dropped(folders, out / "dropped")
+        fresh.mkdir(parents=True)
+        reports = [read_report(folder) for folder in folders]
+        if not reports[-1].rows_out:
+            raise InputError(f"{recipe.name}: no row is left to publish; {_main_reasons(reports)}")
+        configs = _write_data(parts(folders[-1]), fresh, recipe.seed)
+        files = _write_dropped(folders, fresh / "dropped")
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint,
             "recipe": recipe_to_json(recipe),
-            "stages": [asdict(read_report(folder)) for folder in folders],
+            "stages": [asdict(report) for report in reports],
             "configs": configs,
             "files": sorted(["README.md", *files, *(name for c in configs.values() for s in SPLITS for name in c[s]["files"])]),
         }
-        write_text(out / "README.md", card(manifest))
-        write_json(out / MANIFEST, manifest)
+        write_text(fresh / "README.md", card(manifest))
+        write_json(fresh / MANIFEST, manifest)
+        _move(fresh, out)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _move(fresh: Path, out: Path) -> None:
+    """The manifest goes first and comes last: without one a folder is not a dataset."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in ("data", "dropped"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("data", "dropped", "README.md", MANIFEST):
+        (fresh / name).replace(out / name)
+
+
+def _main_reasons(reports: Sequence[StepReport]) -> str:
+    """The three commonest reasons for which rows left, with their stages."""
+    left = [(-n, report.stage, reason) for report in reports if report.unit_in == "rows" for reason, n in report.dropped.items()]
+    return "most left at " + ", ".join(f"{stage} ({reason} {-n})" for n, stage, reason in sorted(left)[:3])
 
 
 def _published(out: Path, fingerprint: str) -> bool:
@@ -74,8 +98,6 @@ def _published(out: Path, fingerprint: str) -> bool:
 
 def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:
     """All rows to `data/{language}_{task}/{split}-*.parquet`; returns what the manifest says of every config."""
-    if not shards:
-        raise InputError("no row is left after cleaning; the stages' reports in the work folder say why")
     with duckdb.connect() as connection:
         connection.from_parquet([str(path) for path in shards]).create_view("rows")
         keys = connection.execute("SELECT group_id, language, task FROM rows").fetchall()

@@ -8,10 +8,11 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.clean.identify import UNDETERMINED, identify
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
 from pipeline.languages import load_language
-from pipeline.recipe import Dialogues, Recipe, Teacher
+from pipeline.recipe import Dialogues, Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
 from pipeline.stage import Stage, StageRun, rows_of
 from pipeline.teacher import open_teacher
@@ -46,7 +47,8 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
             "max_tokens": teacher.max_tokens,
         }
         config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules))
-        run = functools.partial(_ask, code=code, mode=mode, name=mode.teacher or "", teacher=teacher, seed=recipe.seed)
+        config["languages"] = recipe.languages
+        run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
     return Stage(
         name=name, version=1, run=run, config=config, inputs=(passages,), schema=SAMPLE_SCHEMA, unit_in="passages", unit_out="rows"
     )
@@ -84,11 +86,16 @@ def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str) -> 
     return _sample(passage, dialogue.messages, "reverse", decisions=(Decision(stage, f"the answers are the sections {headings}"),))
 
 
-def _ask(run: StageRun, *, code: str, mode: Dialogues, name: str, teacher: Teacher, seed: int) -> None:
-    passages = _in_drawn_order(run, seed)
+def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
+    name, language = mode.teacher or "", load_language(code)
+    teacher = recipe.teachers[name]
+    passages = _in_drawn_order(run, recipe.seed)
     tried = passages[: mode.max_passages]
     untried = {passage.id: passage for passage in passages}
     made = 0
+
+    def is_language(text: str) -> bool:
+        return identify(text, recipe.languages).language in {code, UNDETERMINED}
 
     async def drive() -> None:
         nonlocal made
@@ -97,11 +104,12 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, name: str, teacher: Teach
         async with open_teacher(name, teacher, ledger) as client:
             outcomes = grounded_dialogues(
                 tried,
-                load_language(code),
+                language,
                 client,
-                seed=seed,
+                seed=recipe.seed,
                 count=mode.count or len(tried),
                 closed_book=mode.mode == "closed_book",
+                is_language=is_language,
             )
             done = 0
             async for passage, outcome in outcomes:

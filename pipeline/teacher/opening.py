@@ -12,38 +12,42 @@ from pipeline.errors import InputError
 from pipeline.recipe import Teacher
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.ledger import Ledger
-from pipeline.teacher.local import PARAMETERS, serve_embedded_model
+from pipeline.teacher.local import EMBEDDED_MODEL, PARAMETERS, serve_embedded_model
 
 
 @asynccontextmanager
 async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterator[TeacherClient]:
     """The recipe's teacher `name`, embedded or at an endpoint, answering out of and into the ledger file.
 
-    The embedded one is asked greedily and one request at a time, whatever the recipe's temperature and concurrency say.
+    The embedded one is asked greedily and one request per server at a time, whatever temperature and concurrency the recipe
+    names.
     """
     async with AsyncExitStack() as stack:
         api_key = read_api_key(name, teacher.api_key_env)
         parameters: dict[str, Any]
+        base_urls: tuple[str, ...]
         if teacher.kind == "local":
-            base_url = stack.enter_context(serve_embedded_model(teacher.model))
-            parameters, max_concurrency = PARAMETERS, 1
+            model = teacher.model or EMBEDDED_MODEL
+            base_urls = stack.enter_context(serve_embedded_model(model))
+            parameters, max_concurrency = PARAMETERS, len(base_urls)
         else:
             if not teacher.base_url:
                 raise InputError(f"teachers.{name}.base_url is missing: a teacher of kind 'openai' needs its address")
-            base_url, max_concurrency = teacher.base_url, teacher.max_concurrency
+            model, base_urls, max_concurrency = teacher.model, (teacher.base_url,), teacher.max_concurrency
             parameters = {"temperature": teacher.temperature}
         kept = Ledger(ledger)
         stack.push_async_callback(kept.close)
         client = TeacherClient(
             name=name,
-            base_url=base_url,
-            model=teacher.model,
+            base_urls=base_urls,
+            model=model,
             ledger=kept,
             api_key=api_key,
             parameters=parameters,
             max_tokens=teacher.max_tokens,
             max_concurrency=max_concurrency,
             timeout_s=teacher.timeout_s,
+            small=teacher.kind == "local" and model == EMBEDDED_MODEL,
         )
         yield await stack.enter_async_context(client)
 

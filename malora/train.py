@@ -1,0 +1,294 @@
+"""Trains a MALoRA adapter on a dataset folder, from the base model to the report."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from malora.base_model import identify_base, load_base
+from malora.config import MaloraConfig
+from malora.data import Source, find_files
+from malora.encode import Encoded, EncodedRow, encode
+from malora.errors import InputError
+from malora.evaluate import evaluate, generate, pick_examples, prompts_of
+from malora.parameters import parameter_report
+from malora.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
+from malora.schedule import group_by_length, schedule
+from malora.trainer import MaloraTrainer, Scheduled, last_checkpoint
+from malora.training_config import TrainingConfig
+
+Progress = Callable[[str, int, int], None]
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """``reused``: the same run was finished before. ``record``: the content of ``training.json``."""
+
+    out: Path
+    reused: bool
+    record: dict[str, Any]
+
+
+def train_adapter(
+    config: TrainingConfig,
+    data: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    log: Log | None = None,
+    replace: bool = False,
+) -> TrainingResult:
+    """Trains on ``data/train`` and measures ``data/validation`` before and after; ``out`` gets the adapter and reports.
+
+    The same settings, data and machine give the same bytes. Killed, it goes on from its last checkpoint; finished, it
+    returns at once. ``progress(phase, done, total)`` is called often. With ``replace`` a finished adapter of another run
+    in ``out`` gives way. Raises InputError for what the user can mend.
+    """
+    data, out = Path(data), Path(out)
+    source = find_files(data)
+    base = identify_base(config.base_model)
+    settings = asdict(config)
+    folder = RunFolder(out, fingerprint(config=settings, data=source.fingerprint(), base_model=base))
+    if (record := folder.finished()) is not None:
+        folder.sweep()
+        return TrainingResult(out=out, reused=True, record=record)
+    folder.prepare(replace=replace)
+    run = _Run(config, source, folder, progress or (lambda *_: None), log or logging.getLogger("malora").info)
+    record = {"base_model": base, "config": settings, "fingerprint": folder.fingerprint, "format": FORMAT, **run()}
+    if run.trainer.is_world_process_zero():
+        folder.finish(folder.work / "adapter", record, {**run.timings, "total_s": sum(run.timings.values())})
+    return TrainingResult(out=out, reused=False, record=record)
+
+
+class _Run:
+    """One training run; ``__call__`` reads as the list of its phases."""
+
+    def __init__(self, config: TrainingConfig, source: Source, folder: RunFolder, progress: Progress, log: Log) -> None:
+        self.config = config
+        self.source = source
+        self.folder = folder
+        self.progress = progress
+        self.log = log
+        self.timings: dict[str, float] = {}
+        self.trainer: MaloraTrainer
+
+    def __call__(self) -> dict[str, Any]:
+        with self._phase("base model"):
+            model, tokenizer = self._model()
+        with self._phase("tokenise"):
+            train, validation = self._encode(tokenizer)
+        self.trainer = self._trainer(model, train.rows)
+        before = self._before(model, tokenizer, validation.rows)
+        with self._phase("train", counted=True):
+            history = self._train(model)
+        with self._phase("validation after", counted=True):
+            after = self._evaluate(model, validation.rows, "validation after")
+        with self._phase("generations"):
+            examples = self._generations(model, tokenizer)
+        generations = [{**old, "after": new["before"]} for old, new in zip(before["generations"], examples, strict=True)]
+        return {
+            "generations": generations,
+            "loss": history,
+            "parameters": _parameters(model),
+            "routing": after.routing,
+            "rows": {
+                "train": len(train.rows),
+                "validation": len(validation.rows),
+                "truncated": train.truncated + validation.truncated,
+                "without_labels": sorted(train.without_labels + validation.without_labels),
+            },
+            "validation": {"before": before["validation"], "after": after.losses},
+        }
+
+    @contextmanager
+    def _phase(self, name: str, *, counted: bool = False) -> Iterator[None]:
+        """Times a phase; one that is ``counted`` reports its own progress."""
+        if not counted:
+            self.progress(name, 0, 1)
+        begin = time.monotonic()
+        yield
+        seconds = time.monotonic() - begin
+        key = name.replace(" ", "_") + "_s"
+        self.timings[key] = round(self.timings.get(key, 0.0) + seconds, 2)
+        self.log(f"{name}: {seconds:.1f} s")
+        if not counted:
+            self.progress(name, 1, 1)
+
+    def _model(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        config = self.config
+        if torch.cuda.is_available():  # the same bytes on one machine, also there
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        set_seed(config.seed)
+        model, tokenizer = load_base(config.base_model, dtype=_dtype(config))
+        targets = config.target_modules
+        adapter = MaloraConfig(
+            task_type="CAUSAL_LM",
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            num_experts=config.num_experts,
+            top_k=config.top_k,
+            expert_rank=config.expert_rank,
+            shared_rank=config.shared_rank,
+            use_rslora=config.use_rslora,
+            router_aux_loss_coef=config.router_aux_loss_coef,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            init_seed=config.seed,
+        )
+        try:
+            return get_peft_model(model, adapter), tokenizer
+        except (ValueError, TypeError) as error:
+            found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is torch.nn.Linear})
+            raise InputError(
+                f"training.target_modules = {targets!r}: {str(error).splitlines()[0]} "
+                f"(linear layers of this model: {', '.join(found)})"
+            ) from None
+
+    def _encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Encoded, Encoded]:
+        train = encode(self.source.rows("train"), tokenizer, self.config.max_tokens)
+        if not train.rows:
+            raise InputError(
+                f"{self.source.root}: no row has an answer within the first {self.config.max_tokens} tokens; "
+                "raise training.max_tokens"
+            )
+        counts: dict[str, int] = {}
+        chosen = []
+        for row in self.source.rows("validation"):
+            counts[row.stratum] = counts.get(row.stratum, 0) + 1
+            if counts[row.stratum] <= self.config.eval_rows_per_stratum:
+                chosen.append(row)
+        validation = encode(chosen, tokenizer, self.config.max_tokens)
+        for name in train.without_labels + validation.without_labels:
+            self.log(f"row {name}: no answer within the first {self.config.max_tokens} tokens; left out")
+        return train, validation
+
+    def _trainer(self, model: Any, rows: list[EncodedRow]) -> MaloraTrainer:
+        config = self.config
+        arguments = _arguments(config, self.folder.work)
+        per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
+        steps = config.max_steps or max(1, math.ceil(config.epochs * len(rows) / per_step))
+        arguments.max_steps = steps
+        arguments.warmup_steps = math.ceil(config.warmup_ratio * steps)
+        arguments.logging_steps = math.ceil(steps / 500)
+        arguments.save_steps = math.ceil(config.save_steps / arguments.logging_steps) * arguments.logging_steps
+        order = schedule([row.stratum for row in rows], rows=steps * per_step, temperature=config.temperature, seed=config.seed)
+        dataset = Scheduled(rows, group_by_length(order, [len(row.tokens) for row in rows], per_step))
+        return MaloraTrainer(model, arguments, dataset, lambda done, total: self.progress("train", done, total))
+
+    def _before(self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[EncodedRow]) -> dict[str, Any]:
+        """Loss and examples of the untrained adapter, which is the base model; kept, since a resumed run has lost it."""
+        kept = self.folder.work / "before.json"
+        if kept.is_file():
+            return dict(read_json(kept))
+        with self._phase("validation before", counted=True):
+            losses = self._evaluate(model, rows, "validation before").losses
+        with self._phase("generations"):
+            examples = self._generations(model, tokenizer)
+        before = {"validation": losses, "generations": examples}
+        if self.trainer.is_world_process_zero():
+            write_json(kept, before)
+        return before
+
+    def _evaluate(self, model: Any, rows: list[EncodedRow], phase: str) -> Any:
+        size = self.config.batch_size
+        return evaluate(model, rows, size, lambda done, total: self.progress(phase, done, total))
+
+    def _generations(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+        tokens = self.config.generation_tokens
+        if not tokens:
+            return []
+        rows = pick_examples(list(islice(self.source.rows("validation"), 4096)))
+        rows = rows or pick_examples(list(islice(self.source.rows("train"), 4096)))
+        answers = generate(model, tokenizer, prompts_of(rows, tokenizer), tokens)
+        return [
+            {"language": row.language, "task": row.task, "prompt": _question(row.messages), "before": answer}
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    def _train(self, model: Any) -> list[dict[str, float]]:
+        """Trains from the last whole checkpoint, if there is one, and leaves the adapter in the work folder."""
+        checkpoint = last_checkpoint(self.folder.work)
+        if checkpoint is not None:
+            self.log(f"goes on from {checkpoint.name}")
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.trainer.is_world_process_zero():
+            model.save_pretrained(str(self.folder.work / "adapter"))
+        return [
+            {
+                "step": line["step"],
+                "loss": line["answer"],
+                "auxiliary": line["auxiliary"],
+                "learning_rate": line["learning_rate"],
+            }
+            for line in self.trainer.state.log_history
+            if "answer" in line
+        ]
+
+
+def _dtype(config: TrainingConfig) -> torch.dtype:
+    """Of the frozen base; the adapter itself always trains in float32."""
+    if config.precision == "auto":
+        gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if gpu else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def _arguments(config: TrainingConfig, work: Path) -> TrainingArguments:
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        max_steps=1,  # set once the rows are counted
+        seed=config.seed,
+        bf16=gpu and _dtype(config) is torch.bfloat16,
+        save_strategy="steps",
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        **_checkpointing(config),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by `accelerate launch`
+    return arguments
+
+
+def _checkpointing(config: TrainingConfig) -> dict[str, Any]:
+    """Under the name that this version of transformers has for it."""
+    if not config.gradient_checkpointing:
+        return {}
+    names = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    # a re-entrant checkpoint would leave the routers' logits without a gradient
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    counts = asdict(parameter_report(model))
+    return {f"{key}_same_rank" if key in ("lora", "moe_lora", "hydra_lora") else key: n for key, n in counts.items()}
+
+
+def _question(messages: list[dict[str, str]]) -> str:
+    """The last user turn before the first answer."""
+    first = next(index for index, turn in enumerate(messages) if turn["role"] == "assistant")
+    return next((turn["content"] for turn in reversed(messages[:first]) if turn["role"] == "user"), "")

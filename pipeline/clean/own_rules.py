@@ -1,0 +1,58 @@
+"""Rules of one's own: `[clean] rules = ["my_rules.py:answers_have_no_links"]`, a path relative to the recipe and a function in it.
+
+The function takes a `Sample` and returns `(reason, detail)` or None, like the built-in ones. The file's bytes are part of the
+fingerprint, so an edited rule is applied anew; what the file imports is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.recipe import Recipe
+from pipeline.sample import Sample
+
+
+def own_rules(recipe: Recipe) -> tuple[tuple[Path, ...], list[Callable[[Sample], tuple[str, str] | None]]]:
+    """The files of the recipe's own rules, each once, and the rules in the recipe's order; InputError names what does not load."""
+    places = [(recipe.path(file), name) for file, _, name in (text.rpartition(":") for text in recipe.clean.rules)]
+    modules = {path: _load(path) for path, _ in places}
+    functions = [_function(modules[path], path, name) for path, name in places]
+    return tuple(modules), [functools.partial(_ask, f, f"{path}:{name}") for f, (path, name) in zip(functions, places, strict=True)]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"clean.rules: {path}: does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "the recipe takes .py files only"
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"clean.rules: {path}: does not load: {type(error).__name__}: {error}") from error
+    return vars(module)
+
+
+def _function(module: dict[str, Any], path: Path, name: str) -> Callable[[Sample], Any]:
+    function = module.get(name)
+    if not callable(function):
+        raise InputError(f"clean.rules: {path}: has no function {name!r}")
+    return function  # type: ignore[no-any-return]  # what a user's function returns is checked when it is asked
+
+
+def _ask(rule: Callable[[Sample], Any], name: str, sample: Sample) -> tuple[str, str] | None:
+    try:
+        fault = rule(sample)
+    except Exception as error:
+        raise InputError(f"{name}: fails on row {sample.id}: {type(error).__name__}: {error}") from error
+    match fault:
+        case None:
+            return None
+        case (str(reason), str(detail)) if reason:
+            return reason, detail
+    raise InputError(f"{name}: returned {fault!r} for row {sample.id}; expected (reason, detail) or None")

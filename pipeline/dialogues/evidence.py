@@ -1,0 +1,122 @@
+"""What a passage holds, and how much of a text it bears out, without a model.
+
+Words are compared lower-cased and by a shared beginning, so that inflection (ru, fr, es) is no difference; Chinese and
+Japanese, which write no spaces, are compared by pairs of characters. Names and numbers are compared strictly.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+
+_UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+_TOKEN = re.compile(rf"(?P<run>{_UNSPACED}+)|(?P<word>(?:(?!{_UNSPACED})[^\W\d_])+)")
+_NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f ]\d{3}(?!\d))*(?:[.,]\d+)?")
+_GROUPED = re.compile(r"(?<=\d)[.,\u00a0\u202f ](?=\d{3}(?!\d))")
+_SENTENCE_END = re.compile(r"(?<=[。！？])(?![」』”’）])|(?<=[.!?…])[\"”’»)]*\s+|\n+")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:\w|[A-ZА-Я]\w{0,2})\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut after sentence ends; `J.` and `St.` end none, nor does a stop before a small letter."""
+    cut: list[str] = []
+    start = 0
+    for end in _SENTENCE_END.finditer(text):
+        piece = text[start : end.end()].strip()
+        if "\n" not in end.group() and (_ABBREVIATION.search(piece) or text[end.end() : end.end() + 1].islower()):
+            continue
+        if piece:
+            cut.append(piece)
+        start = end.end()
+    return [*cut, text[start:].strip()] if text[start:].strip() else cut
+
+
+def content_words(text: str, function_words: Collection[str]) -> list[str]:
+    """The text's rare words in order: what is left without function words and fragments; pairs of characters for zh, ja."""
+    return list(_content_words(unicodedata.normalize("NFKC", text), function_words))
+
+
+def _content_words(text: str, function_words: Collection[str]) -> Iterator[str]:
+    for token in _TOKEN.finditer(text):
+        if run := token["run"]:
+            pairs = (run[i : i + 2] for i in range(len(run) - 1)) if len(run) > 1 else (run,)
+            yield from (pair for pair in pairs if not any(character in function_words for character in pair))
+        else:
+            word = token["word"].lower()
+            if len(word) > 2 and word not in function_words:
+                yield word
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers in digits, without thousands separators and with a decimal point: `1 926,5` is `1926.5`."""
+    normal = unicodedata.normalize("NFKC", text)
+    return [_GROUPED.sub("", number).replace(",", ".") for number in _NUMBER.findall(normal)]
+
+
+def names(text: str, function_words: Collection[str]) -> list[str]:
+    """Words with a capital inside a sentence, lower-cased; in a text without spaces also every word in another script."""
+    found = []
+    for sentence in sentences(text):
+        tokens = list(_TOKEN.finditer(sentence))
+        for position, token in enumerate(tokens):
+            word = token["word"]
+            foreign = position > 0 and bool(tokens[position - 1]["run"])
+            named = word and len(word) > 1 and word[0].isupper() and word.lower() not in function_words
+            if named and (position > 0 or foreign):
+                found.append(word.lower())
+    return found
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two words may be forms of one: equal, or with a common beginning that makes up most of both."""
+    if one == other:
+        return True
+    shorter, longer = sorted((len(one), len(other)))
+    common = next((i for i in range(shorter) if one[i] != other[i]), shorter)
+    return (common >= 4 and common >= 0.55 * longer) or (common == 3 == shorter and longer == 4)
+
+
+class Evidence:
+    """A text to hold others against: its rare words, its numbers, its sentences."""
+
+    def __init__(self, text: str, function_words: Collection[str]) -> None:
+        self.text = text
+        self.function_words = function_words
+        self.sentences = sentences(text)
+        self._numbers = frozenset(numbers(text))
+        self._words: dict[str, set[str]] = {}
+        spelled = (token["word"].lower() for token in _TOKEN.finditer(unicodedata.normalize("NFKC", text)) if token["word"])
+        for word in (*spelled, *content_words(text, ())):
+            self._words.setdefault(word[:3], set()).add(word)
+
+    def holds(self, word: str) -> bool:
+        """Whether the word, in some form, stands in the text. Words are looked up by their first three letters."""
+        return any(alike(word, known) for known in self._words.get(word[:3], ()))
+
+    def share(self, text: str) -> float:
+        """The share of the other text's rare words that this one holds; 1 when it has none."""
+        words = content_words(text, self.function_words)
+        return sum(map(self.holds, words)) / len(words) if words else 1.0
+
+    def missing_numbers(self, text: str) -> list[str]:
+        return [number for number in numbers(text) if number not in self._numbers]
+
+    def missing_names(self, text: str) -> list[str]:
+        return [name for name in names(text, self.function_words) if not self.holds(name)]
+
+
+def ordered_share(words: Sequence[str], known: Sequence[str]) -> float:
+    """The share of `words` that `known` holds in the same order (longest common subsequence); 1 when there are none.
+
+    Who did what to whom is in the order of the words: "White compiled King's book" has all the words of "King compiled
+    White's book" and this share is 2/3.
+    """
+    row = [0] * (len(known) + 1)
+    for word in words:
+        above_left = 0
+        for j, other in enumerate(known, 1):
+            above = row[j]
+            row[j] = above_left + 1 if alike(word, other) else max(above, row[j - 1])
+            above_left = above
+    return row[-1] / len(words) if words else 1.0

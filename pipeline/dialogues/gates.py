@@ -1,0 +1,183 @@
+"""Which of a teacher's questions and answers may stay. Each gate is pure and returns a named reason, or None to let pass.
+
+Rules gate, models never do: a reason can be looked up, counted and argued with. What is particular to a language comes from
+its file; the code knows scripts only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from pipeline.dialogues.evidence import Evidence, alike, content_words, sentences
+from pipeline.languages import Language
+
+MIN_ANSWER_CHARACTERS = 10
+"""UltraLink's floor; shorter answers ended its dialogues."""
+MIN_GROUNDED_SHARE = 0.7
+"""Of an answer's rare words. Good paraphrases of 70-word passages score .75 and more, inventions .2 to .6."""
+MIN_QUESTION_TOKENS = 3
+MAX_QUESTION_TOKENS = 40
+
+IsLanguage = Callable[[str], bool]
+
+_QUESTION_END = re.compile(r"[?？؟]")
+_SENTENCE_CLOSED = re.compile(r"[.!?…。！？।؟][\"”’»」』)）\]]*$")
+_LIST_MARK = re.compile(r"^\s*(?:[-*•·#>]|\d{1,2}[.)、]|\(\d{1,2}\))\s*\S", re.MULTILINE)
+_FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
+_CONTROL = re.compile(
+    r"<\|[^|\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<[｜|][^>\n]{1,40}[｜|]>|"
+    r"^\s*(?:user|assistant|system|human)\s*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\d_]+|\d+")
+_CHARACTERS_PER_WORD = 1.6
+"""Chinese: about 1.6 characters make the word that other languages write."""
+
+
+def passage_fault(text: str) -> str | None:
+    """A passage with a chat template's control marks could forge turns; it is not shown to a teacher."""
+    return "passage_has_control_marks" if _CONTROL.search(text) else None
+
+
+def question_fault(
+    question: str,
+    *,
+    passage: Evidence,
+    language: Language,
+    earlier: Sequence[str] = (),
+    is_language: IsLanguage | None = None,
+) -> str | None:
+    """Why this question cannot stand in a dialogue about the passage, or None. `earlier`: the questions before it."""
+    return (
+        _question_form(question)
+        or _question_alone(question, language, first=not earlier)
+        or ("question_wrong_language" if is_language and not is_language(question) else None)
+        or question_topic(question, passage)
+        or question_repeats(question, earlier, language)
+    )
+
+
+def _question_form(question: str) -> str | None:
+    if not question.strip():
+        return "question_empty"
+    length = _length_in_words(question)
+    if _CONTROL.search(question) or _FORMATTING.search(question):
+        return "question_not_plain"
+    if len(_QUESTION_END.findall(question)) > 1 or "\n" in question.strip() or _LIST_MARK.search(question):
+        return "several_questions"
+    if not _QUESTION_END.search(question.rstrip("\"”’»」』 ")[-1:]):
+        return "question_not_a_question"
+    if length < MIN_QUESTION_TOKENS:
+        return "question_too_short"
+    return "question_too_long" if length > MAX_QUESTION_TOKENS else None
+
+
+def _question_alone(question: str, language: Language, *, first: bool) -> str | None:
+    """Only the first question of a dialogue has nobody to whom "he" could refer."""
+    if _matches(language.rules.refers_to_source, question):
+        return "question_refers_to_source"
+    return "question_dangling" if first and _matches(language.rules.dangling, question.lstrip("¿\"“«「 ")) else None
+
+
+def question_topic(question: str, passage: Evidence) -> str | None:
+    """Asked about something of which the passage knows nothing, or with a name or number that it lacks."""
+    words = content_words(question, passage.function_words)
+    if not any(map(passage.holds, words)):
+        return "question_not_about_passage"
+    return "question_invents" if passage.missing_numbers(question) or passage.missing_names(question) else None
+
+
+def question_repeats(question: str, earlier: Sequence[str], language: Language) -> str | None:
+    """Four fifths of the rare words in common with an earlier question: the same thing asked again."""
+    words = set(content_words(question, language.rules.function_words))
+    for other in (set(content_words(q, language.rules.function_words)) for q in earlier):
+        if words and other and _overlap(words, other) >= 0.8:
+            return "question_repeats"
+    return None
+
+
+def answer_fault(
+    answer: str,
+    question: str,
+    *,
+    finish_reason: str = "stop",
+    passage: Evidence | None,
+    language: Language,
+    earlier: Sequence[str] = (),
+    is_language: IsLanguage | None = None,
+) -> str | None:
+    """Why this answer cannot stand, or None. `earlier`: the answers before it; without a passage nothing is grounded."""
+    return (
+        answer_breaks_off(answer, finish_reason)
+        or _answer_form(answer, language)
+        or ("answer_wrong_language" if is_language and not is_language(answer) else None)
+        or answer_repeats(answer, earlier, language)
+        or answer_misses_question(answer, question, language)
+        or (answer_grounding(answer, passage) if passage else None)
+    )
+
+
+def _answer_form(answer: str, language: Language) -> str | None:
+    if _CONTROL.search(answer) or _FORMATTING.search(answer) or _LIST_MARK.search(answer):
+        return "answer_not_plain"
+    if _matches(language.rules.refusal, answer):
+        return "answer_refuses"
+    if _matches(language.rules.refers_to_source, answer):
+        return "answer_refers_to_source"
+    return "answer_asks_back" if _QUESTION_END.search(answer) else None
+
+
+def answer_breaks_off(answer: str, finish_reason: str) -> str | None:
+    """Too short, cut off by a limit or a filter, or with no end to its last sentence or bracket."""
+    text = answer.strip()
+    if len(text) < MIN_ANSWER_CHARACTERS:
+        return "answer_too_short"
+    open_brackets = sum(text.count(mark) for mark in "([{（「『«“") - sum(text.count(mark) for mark in ")]}）」』»”")
+    closed = _SENTENCE_CLOSED.search(text) and open_brackets <= 0
+    return None if closed and finish_reason == "stop" else "answer_breaks_off"
+
+
+def answer_repeats(answer: str, earlier: Sequence[str], language: Language) -> str | None:
+    """A sentence said twice (here or in an earlier answer), or one run of words three times."""
+    told = [set(content_words(s, language.rules.function_words)) for text in earlier for s in sentences(text)]
+    for sentence in sentences(answer):
+        words = set(content_words(sentence, language.rules.function_words))
+        if len(words) > 2 and any(_overlap(words, other) >= 0.8 for other in told):
+            return "answer_repeats_itself" if not earlier else "answer_repeats_dialogue"
+        told.append(words)
+    units = _UNIT.findall(answer.lower())
+    runs = Counter(tuple(units[i : i + 4]) for i in range(len(units) - 3))
+    return "answer_repeats_itself" if runs and max(runs.values()) > 2 else None
+
+
+def answer_misses_question(answer: str, question: str, language: Language) -> str | None:
+    """Shares nothing with what was asked, or adds nothing to it ("it has two parts because it has two parts")."""
+    asked = content_words(question, language.rules.function_words)
+    said = content_words(answer, language.rules.function_words)
+    shared = [word for word in said if any(alike(word, other) for other in asked)]
+    if asked and not shared:
+        return "answer_off_question"
+    return "answer_echoes_question" if len({*said} - {*shared}) < 2 else None
+
+
+def answer_grounding(answer: str, passage: Evidence) -> str | None:
+    """All numbers and names must be the passage's own; of the rare words `MIN_GROUNDED_SHARE`."""
+    if passage.missing_numbers(answer) or passage.missing_names(answer):
+        return "answer_not_grounded"
+    return "answer_not_grounded" if passage.share(answer) < MIN_GROUNDED_SHARE else None
+
+
+def _length_in_words(text: str) -> float:
+    units: list[str] = _UNIT.findall(text)
+    unspaced = sum(len(unit) == 1 and unit >= "\u3040" for unit in units)
+    return len(units) - unspaced + unspaced / _CHARACTERS_PER_WORD
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+def _matches(patterns: Sequence[str], text: str) -> bool:
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)

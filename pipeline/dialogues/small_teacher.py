@@ -1,0 +1,263 @@
+"""Asking a very small English model (SmolLM2-135M): one sentence at a time, by example, with the question word given.
+
+Asked with the prompts for able models it writes "What is the answer to the question?". It can copy a pattern, though: shown
+five sentences with their questions it asks about the sixth, and shown a few lines with an answer it answers in nearly their
+words. So each attempt takes one sentence of the passage, the question words that this sentence can answer, and lets pass
+only what the sentence bears out word by word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from pipeline.dialogues.evidence import Evidence, alike, content_words, ordered_share, sentences
+from pipeline.dialogues.prompts import Ask, Attempt, Kind
+from pipeline.languages import Language
+from pipeline.sample import Message, Passage, content_hash
+
+MAX_ATTEMPTS = {"question": 8, "depth": 5, "width": 5}
+"""Questions asked for one turn before it is given up."""
+FOCUS_WORDS = (8, 36)
+"""Shorter sentences hold nothing to ask for, in longer ones the model loses itself."""
+MIN_ORDERED_SHARE = 0.8
+"""Of an answer's rare words, found in the same order in the sentence it was asked about."""
+
+_QUESTION_TASK = "You turn a sentence into a question."
+_ANSWER_TASK = "You answer a question with the words of the text."
+_EXAMPLES = (
+    (
+        "Igloo",
+        "The blocks of snow hold trapped air, which keeps the inside of an igloo warm.",
+        "Why does an igloo stay warm inside?",
+        "An igloo stays warm inside because the blocks of snow hold trapped air.",
+    ),
+    (
+        "Saxophone",
+        "The Belgian instrument maker Adolphe Sax invented the saxophone in the early 1840s.",
+        "Who invented the saxophone?",
+        "The Belgian instrument maker Adolphe Sax invented the saxophone in the early 1840s.",
+    ),
+    (
+        "Paella",
+        "Paella is cooked in a wide, shallow pan over an open fire of orange branches.",
+        "How is paella cooked?",
+        "Paella is cooked in a wide, shallow pan over an open fire of orange branches.",
+    ),
+    (
+        "Great Wall",
+        "Most of the wall that visitors see today was built under the Ming dynasty.",
+        "When was most of the Great Wall built?",
+        "Most of the Great Wall was built under the Ming dynasty.",
+    ),
+    (
+        "Kimono",
+        "A kimono is wrapped around the body with the left side over the right and tied with a wide sash, the obi.",
+        "What is used to tie a kimono?",
+        "A kimono is tied with a wide sash, the obi.",
+    ),
+)
+
+_UNANCHORED = re.compile(
+    r"^(?:(?:and|but|so|yet|then|also|instead|however|today|there|here|in turn|such|both|each|all|one|some|many|most|others?|"
+    r"another|several|few|the (?:first|second|third|other|latter|former|same|two|three)) ?\b|"
+    r"(?:it|he|she|they|we|this|that|these|those|its|his|her|their|among (?:them|these|its)|as (?:these|this))\b)",
+    re.IGNORECASE,
+)
+"""Openings that lean on a sentence before."""
+_GENERIC = frozenset({"name", "kind", "type", "term", "word"})
+"""What a question may hold beyond its sentence."""
+_PRONOUN = re.compile(r"\b(?:it|he|she|they|him|them|his|her|their|its|this|these|those|there)\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|no|never|without|neither|nor|none|hardly|rather than)\b|n[’']t\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A question word (as a GBNF sequence) and what a sentence must hold to answer it."""
+
+    grammar: str
+    question: re.Pattern[str]
+    answer: re.Pattern[str]
+
+
+_BE = '("is "|"are "|"was "|"were ")'
+_VERB = '("i" [^s] | "w" [^ae] | [a-hj-vx-z])'
+"""The first letters of any verb but is, was, were."""
+_AUXILIARY = '("is "|"are "|"was "|"were "|"do "|"does "|"did ")'
+_MONTH = "January|February|March|April|June|July|August|September|October|November|December"
+
+_OPENINGS = (
+    _Opening(
+        f'"Why " {_AUXILIARY}',
+        re.compile("^Why "),
+        re.compile(r"\b(?:because|so that|in order to|owing to|due to|since (?:a|the|they|it)\b(?! \d))", re.I),
+    ),
+    _Opening(
+        f'"When " {_AUXILIARY}',
+        re.compile("^When "),
+        re.compile(rf"\b1\d\d\ds?\b|\b20\d\d\b|\bcentury\b|\b(?:\d\d?|in) (?:{_MONTH})\b|\bevery (?:year|summer)\b"),
+    ),
+    _Opening(
+        f'"Where " {_AUXILIARY}',
+        re.compile("^Where "),
+        re.compile(rf"\b(?:in|at|on|near|from|across|throughout) (?:the )?(?:\w+ (?:of|and) )?(?!{_MONTH}|Christmas)[A-Z]\w+"),
+    ),
+    _Opening(f'"Who " {_VERB}', re.compile("^Who "), re.compile(r"(?<!^)(?<![.!?] )\b[A-Z][a-z]+|\b\w+(?:ers|ors|ians|ists)\b")),
+    _Opening(f'"What " {_BE}', re.compile("^What "), re.compile("")),
+    _Opening(f'"How " {_AUXILIARY}', re.compile("^How "), re.compile(r"\b(?:by|with|from|using|through|into|in|on)\b")),
+)
+
+
+class SmallTeacherPrompts:
+    """Attempts sentence by sentence; a follow-up in depth stays in its section, one in width goes to another."""
+
+    version = content_hash(_QUESTION_TASK, _ANSWER_TASK, _EXAMPLES, [o.grammar for o in _OPENINGS], MAX_ATTEMPTS)
+
+    def __init__(self, language: Language) -> None:
+        self._function_words = frozenset(language.rules.function_words)
+
+    def attempts(
+        self, passage: Passage, kind: Kind, turns: Sequence[Message], draw: Random
+    ) -> Iterator[Attempt]:
+        title = re.sub(r"\s*\(.*?\)\s*$", "", passage.title)
+        focuses = self._focuses(passage, kind, turns)
+        draw.shuffle(focuses)
+        subject = content_words(title, self._function_words)
+        focuses.sort(key=lambda focus: not _shares_word(content_words(focus.sentence, self._function_words), subject))
+        if kind == "question":
+            focuses.sort(key=lambda focus: not _defines(title, focus.sentence))
+        left = MAX_ATTEMPTS[kind]
+        for focus in focuses:
+            openings = [opening for opening in _OPENINGS if opening.answer.search(focus.sentence)]
+            draw.shuffle(openings)
+            if _defines(title, focus.sentence):
+                openings.sort(key=lambda opening: not opening.grammar.startswith('"What'))
+            for opening in openings[:2]:
+                if left == 0:
+                    return
+                left -= 1
+                gates = _Gates(title, focus, opening, self._function_words, first=not turns)
+                yield Attempt(
+                    question=_question_ask(title, focus, opening),
+                    answer_to=focus.answer_ask,
+                    question_fault=gates.question_fault,
+                    answer_fault=gates.answer_fault,
+                )
+
+    def _focuses(self, passage: Passage, kind: Kind, turns: Sequence[Message]) -> list[_Focus]:
+        said = [turn.content for turn in turns if turn.role == "assistant"]
+        sections = [sentences(section.text) for section in passage.sections]
+        here = self._section_of(said[-1], sections) if said else None
+        found = []
+        for number, section in enumerate(sections):
+            if kind != "question" and (number == here) != (kind == "depth"):
+                continue
+            for i, sentence in enumerate(section):
+                told = any(self._borne_out(sentence, answer) >= 0.6 for answer in said)
+                if not told and _is_askable(sentence):
+                    found.append(_Focus(sentence, tuple(section[i + 1 : i + 2])))
+        return found
+
+    def _section_of(self, answer: str, sections: Sequence[Sequence[str]]) -> int:
+        shares = [max((self._borne_out(answer, s) for s in section), default=0.0) for section in sections]
+        return shares.index(max(shares))
+
+    def _borne_out(self, text: str, by: str) -> float:
+        words = content_words(text, self._function_words)
+        return ordered_share(words, content_words(by, self._function_words))
+
+
+@dataclass(frozen=True)
+class _Focus:
+    """The sentence that is asked about, and the one after it."""
+
+    sentence: str
+    following: tuple[str, ...]
+
+    def answer_ask(self, question: str) -> Ask:
+        messages = [Message("system", _ANSWER_TASK)]
+        for _, text, example, answer in _EXAMPLES:
+            messages += [Message("user", f"{text}\n\n{example}"), Message("assistant", answer)]
+        text = " ".join((self.sentence, *self.following))
+        messages.append(Message("user", f"{text}\n\n{question}"))
+        return Ask(messages=tuple(messages), max_tokens=160, parameters={"grammar": _ANSWER_GRAMMAR})
+
+
+def _question_ask(title: str, focus: _Focus, opening: _Opening) -> Ask:
+    messages = [Message("system", _QUESTION_TASK)]
+    for subject, text, question, _ in _EXAMPLES:
+        messages += [Message("user", f"{subject}: {text}"), Message("assistant", question)]
+    messages.append(Message("user", f"{title}: {focus.sentence}"))
+    grammar = f'root ::= {opening.grammar} [^?\\n]{{8,110}} "?"'
+    return Ask(messages=tuple(messages), max_tokens=64, parameters={"grammar": grammar})
+
+
+_ANSWER_GRAMMAR = "root ::= [A-Z] [^?\\n]{20,320}"
+"""One paragraph, and an end to it: without a bound it goes round in circles until the limit."""
+
+
+def _defines(name: str, sentence: str) -> bool:
+    """"What is a setter?" and "Who was Ximenes?" want a sentence that says so: "a setter is a …", "is called a setter"."""
+    name = re.escape(name)
+    says = rf"^(?:(?:an?|the) )?{name},? (?:is|are|was|were) (?:an?|the|one|any|all)\b|\bcalled (?:an? |the )?{name}\b"
+    return re.search(says, sentence, re.IGNORECASE) is not None
+
+
+def _is_askable(sentence: str) -> bool:
+    low, high = FOCUS_WORDS
+    return low <= len(sentence.split()) <= high and not _UNANCHORED.search(sentence)
+
+
+def _shares_word(one: Sequence[str], other: Sequence[str]) -> bool:
+    return any(alike(word, known) for word in one for known in other)
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """What a question and its answer owe to the sentence that they come from."""
+
+    title: str
+    focus: _Focus
+    opening: _Opening
+    function_words: frozenset[str]
+    first: bool
+
+    def question_fault(self, question: str) -> str | None:
+        words = content_words(question, self.function_words)
+        subject = content_words(self.title, self.function_words)
+        if _PRONOUN.search(question):
+            return "question_dangling"
+        if self.first and not _shares_word(words, subject):
+            return "question_without_subject"
+        if not words or any(not self._knows(word, question) for word in words):
+            return "question_beyond_sentence"
+        plain = re.fullmatch(r"(?:What|Who) (?:is|are|was|were) (?:(?:an?|the) )?([^,]+?)\?", question)
+        defined = plain is None or len(plain[1].split()) > 4 or _defines(plain[1], self.focus.sentence)
+        return None if defined else "question_beyond_sentence"
+
+    def _knows(self, word: str, question: str) -> bool:
+        """The sentence has the word; after do, does, did an irregular verb needs only its first two letters (bring, brought)."""
+        known = content_words(f"{self.title}. {self.focus.sentence}", self.function_words)
+        with_do = re.match(r"\w+ (?:do|does|did) ", question) is not None
+        return word in _GENERIC or any(alike(word, other) or (with_do and word[:2] == other[:2]) for other in known)
+
+    def answer_fault(self, question: str, answer: str) -> str | None:
+        if _UNANCHORED.search(answer):
+            return "answer_dangling"
+        if not self.opening.answer.search(answer):
+            return "answer_off_question"
+        context = content_words(f"{question} {self.title}", self.function_words)
+        for number, sentence in enumerate(sentences(answer)):
+            sources = (self.focus.sentence,) if number == 0 else self.focus.following
+            if not any(self._says(source, sentence, context) for source in sources):
+                return "answer_recombines"
+        return None
+
+    def _says(self, source: str, sentence: str, context: Sequence[str]) -> bool:
+        words = content_words(sentence, self.function_words)
+        known = content_words(source, self.function_words)
+        borne_out = all(any(alike(word, other) for other in (*known, *context)) for word in words)
+        same_sign = len(_NEGATION.findall(sentence)) == len(_NEGATION.findall(source))
+        return borne_out and same_sign and ordered_share(words, known) >= MIN_ORDERED_SHARE

@@ -1,0 +1,238 @@
+"""A whole training on a tiny model: what it leaves behind, that it repeats, and that it survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+import malora
+from malora import InputError, MaloraConfig, TrainingConfig, load_adapter, load_base, train_adapter
+from malora.encode import EncodedRow
+from malora.train import _arguments
+from malora.trainer import MaloraTrainer, Scheduled, collate
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def config(base_folder) -> TrainingConfig:
+    return TrainingConfig(
+        base_model=str(base_folder),
+        r=2,
+        num_experts=4,
+        learning_rate=2e-2,
+        max_steps=12,
+        batch_size=2,
+        gradient_accumulation=2,
+        max_tokens=64,
+        save_steps=3,
+        generation_tokens=4,
+    )
+
+
+@pytest.fixture
+def dataset(make_dataset, tmp_path) -> Path:
+    return make_dataset(tmp_path / "dataset", {"en": (12, 2), "fr": (6, 1), "zh": (3, 1)})
+
+
+@pytest.mark.slow
+def test_a_run_lowers_the_loss_and_reports_what_it_did(config, dataset, tmp_path):
+    phases = []
+    result = train_adapter(config, dataset, tmp_path / "out", progress=lambda *step: phases.append(step))
+    report = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert result.record == report
+    assert not result.reused
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_config.json",
+        ADAPTER,
+        "training.json",
+        "timings.json",
+    }
+    before, after = report["validation"]["before"], report["validation"]["after"]
+    assert set(before) == {"all", "en_chat_specific", "fr_chat_specific", "zh_chat_specific"}
+    assert all(after[name]["loss"] < before[name]["loss"] for name in before)
+    assert before["all"]["tokens"] == sum(entry["tokens"] for name, entry in before.items() if name != "all")
+    assert [line["step"] for line in report["loss"]] == list(range(1, 13))
+    assert report["rows"] == {"train": 21, "validation": 4, "truncated": 0, "without_labels": []}
+    routing = report["routing"]
+    assert routing["languages"] == ["en", "fr", "zh"]
+    assert len(routing["modules"]) == len(routing["share"]) == 14
+    assert all(sum(experts) == pytest.approx(1, abs=1e-4) for module in routing["share"] for experts in module)
+    assert [example["language"] for example in report["generations"]] == ["fr", "zh"]
+    assert ("train", 12, 12) in phases
+    model, _ = load_base(config.base_model)
+    assert PeftModel.from_pretrained(model, tmp_path / "out").peft_config["default"].peft_type == "MALORA"
+    load_adapter(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_same_run_gives_the_same_bytes_and_a_finished_one_returns_at_once(config, dataset, tmp_path):
+    first = train_adapter(config, dataset, tmp_path / "one")
+    train_adapter(config, dataset, tmp_path / "two")
+    for name in (ADAPTER, "adapter_config.json", "training.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    again = train_adapter(config, dataset, tmp_path / "one")
+    assert again.reused
+    assert again.record == first.record
+    with pytest.raises(InputError, match="holds an adapter trained with other settings or data"):
+        train_adapter(replace(config, seed=8), dataset, tmp_path / "one")
+    other = train_adapter(replace(config, seed=8), dataset, tmp_path / "one", replace=True)
+    assert other.record["fingerprint"] != first.record["fingerprint"]
+    assert (tmp_path / "one" / ADAPTER).read_bytes() != (tmp_path / "two" / ADAPTER).read_bytes()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from malora import TrainingConfig, train_adapter
+config = TrainingConfig(**eval(sys.argv[1]))
+def progress(phase, done, total):
+    print(phase, done, flush=True)
+    if phase == sys.argv[4]:
+        time.sleep(0.05)
+train_adapter(config, Path(sys.argv[2]), Path(sys.argv[3]), progress=progress)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["train 4", "train 12", "validation after 2"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, dataset, tmp_path, moment):
+    settings = repr({key: getattr(config, key) for key in config.__dataclass_fields__})
+    phase = moment.rpartition(" ")[0]
+    command = [sys.executable, "-c", SCRIPT, settings, str(dataset), str(tmp_path / "out"), phase]
+    root = str(Path(malora.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == moment:
+            time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out" / "training.json").exists()
+    said = []
+    train_adapter(config, dataset, tmp_path / "out", log=said.append)
+    assert any(line.startswith("goes on from checkpoint-") for line in said)
+    train_adapter(config, dataset, tmp_path / "undisturbed")
+    for name in (ADAPTER, "training.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_a_half_written_checkpoint_is_not_used(tmp_path):
+    from malora.trainer import WHOLE, last_checkpoint
+
+    for step in (2, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / WHOLE).touch()
+    (tmp_path / "checkpoint-10" / WHOLE).touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-11").exists()
+
+
+def encoded(length: int, seed: int) -> EncodedRow:
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    learned = np.arange(length) >= length // 2
+    return EncodedRow(f"{seed}", "en", "math", random.integers(1, 250, length).astype(np.int32), learned)
+
+
+def test_the_loss_is_the_mean_over_answer_tokens_plus_the_auxiliary_loss(llama, config, tmp_path):
+    """Two forward passes of unlike sizes give the gradients of one over all four rows."""
+    rows = [encoded(length, length) for length in (20, 18, 9, 6)]
+
+    def gradients(batch_size: int, accumulation: int) -> tuple[list[torch.Tensor], float]:
+        model = get_peft_model(llama, MaloraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_weights=False))
+        for layer in model.base_model.adapted_layers().values():
+            layer.configs["default"].router_aux_loss_coef = 0.0
+        settings = replace(config, batch_size=batch_size, gradient_accumulation=accumulation, learning_rate=1e-9)
+        arguments = _arguments(settings, tmp_path / "work")
+        arguments.max_steps, arguments.max_grad_norm, arguments.save_strategy = 1, 0.0, "no"
+        arguments.logging_steps = 1
+        trainer = MaloraTrainer(model, arguments, Scheduled(rows, [0, 1, 2, 3]), lambda *_: None)
+        kept: list[torch.Tensor] = []
+        hook = lambda *_: kept.extend(p.grad.clone() for p in model.parameters() if p.requires_grad)  # noqa: E731
+        trainer.create_optimizer()
+        trainer.optimizer.register_step_pre_hook(hook)
+        trainer.train()
+        loss = trainer.state.log_history[0]["answer"]
+        model.unload()
+        return kept, loss
+
+    whole, loss = gradients(4, 1)
+    halves, loss_of_halves = gradients(2, 2)
+    assert loss == pytest.approx(loss_of_halves, rel=1e-5)
+    for one, two in zip(whole, halves, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-7)
+    batch = collate(rows)
+    with torch.no_grad():
+        logits = get_peft_model(llama, MaloraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_weights=False))(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+    reference = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert loss == pytest.approx(reference.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_dataset_without_validation_rows_still_trains(config, make_dataset, tmp_path):
+    data = make_dataset(tmp_path / "d", {"en": (4, 0)})
+    report = train_adapter(replace(config, max_steps=2), data, tmp_path / "out").record
+    assert report["validation"]["before"] == {"all": {"loss": None, "tokens": 0, "rows": 0}}
+    assert report["routing"] == {"modules": [], "languages": [], "share": []}
+    assert len(report["generations"]) == 2
+
+
+def test_an_output_folder_that_holds_something_else_is_refused(config, dataset, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"holds something else \(thesis\.tex\)"):
+        train_adapter(config, dataset, out)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a file stands where"):
+        train_adapter(config, dataset, tmp_path / "file")
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_wrong_inputs_name_what_is_wrong(config, dataset, make_dataset, tmp_path):
+    with pytest.raises(InputError, match=r"target_modules = \('w_q',\).*linear layers of this model: .*q_proj"):
+        train_adapter(replace(config, target_modules=("w_q",)), dataset, tmp_path / "a")
+    with pytest.raises(InputError, match=r"no row has an answer within the first 8 tokens; raise training\.max_tokens"):
+        train_adapter(replace(config, max_tokens=8), dataset, tmp_path / "b")
+    with pytest.raises(InputError, match=r"base_model = '\./nothing': no such folder"):
+        train_adapter(replace(config, base_model="./nothing"), dataset, tmp_path / "c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"the folder holds no \*\.safetensors"):
+        train_adapter(replace(config, base_model=str(tmp_path / "empty")), dataset, tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rate": 0.0}, r"training\.learning_rate = 0\.0: expected more than 0"),
+        ({"learning_rate": "fast"}, r"training\.learning_rate = 'fast': expected float"),
+        ({"learning_rate": float("nan")}, r"training\.learning_rate = nan"),
+        ({"r": True}, r"training\.r = True: expected int"),
+        ({"top_k": 9}, r"training\.top_k = 9: expected at most num_experts = 8"),
+        ({"expert_rank": 4}, r"training\.expert_rank = 4: expected at least r = 8"),
+        ({"expert_rank": 16, "shared_rank": 8}, r"training\.shared_rank = 8: expected at least expert_rank = 16"),
+        ({"temperature": 0.5}, r"training\.temperature = 0\.5: expected at least 1"),
+        ({"precision": "int4"}, r"training\.precision = 'int4': expected auto, float32 or bfloat16"),
+        ({"target_modules": []}, r"training\.target_modules = \(\): expected"),
+        ({"max_steps": 0}, r"training\.max_steps = 0: expected at least 1"),
+    ],
+)
+def test_wrong_settings_name_key_value_and_expectation(wrong, message):
+    with pytest.raises(InputError, match=message):
+        TrainingConfig(**wrong)

@@ -1,0 +1,234 @@
+"""MALoRA as a PEFT tuner: everything that people do with a LoRA, they can do with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+
+import malora
+from malora import InputError, MaloraConfig, load_adapter, parameter_report
+
+IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
+
+
+def config(**changes) -> MaloraConfig:
+    settings = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 2, "num_experts": 4, "init_weights": False}
+    return MaloraConfig(**{**settings, **changes})
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_public_names_are_what_is_exported():
+    for name in malora.__all__:
+        assert getattr(malora, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        malora.nothing  # noqa: B018
+
+
+def test_the_adapter_starts_as_the_identity(llama):
+    before = logits(llama)
+    model = get_peft_model(llama, config(init_weights=True))
+    assert torch.equal(before, logits(model))
+
+
+def test_shapes_are_those_of_the_specification(llama):
+    model = get_peft_model(llama, config(expert_rank=3, shared_rank=5))
+    layer = model.base_model.model.model.layers[0].mlp.down_proj  # 24 -> 16
+    assert layer.malora_A["default"].shape == (5, 24)
+    assert layer.malora_P["default"].shape == (4, 3, 5)
+    assert layer.malora_B["default"].shape == (4, 16, 3)
+    assert layer.malora_router["default"].shape == (4, 24)
+
+
+def test_only_the_adapter_trains(llama):
+    model = get_peft_model(llama, config())
+    assert all(("malora_" in name) == p.requires_grad for name, p in model.named_parameters())
+
+
+def test_one_expert_with_p_the_identity_is_lora(make_llama):
+    lora = get_peft_model(make_llama(), LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False))
+    ours = get_peft_model(make_llama(), config(num_experts=1, top_k=1, lora_alpha=6))
+    theirs = {name: m for name, m in lora.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
+    for name, layer in ours.named_modules():
+        if hasattr(layer, "malora_A") and "default" in layer.malora_A:
+            layer.malora_A["default"].data = theirs[name].lora_A["default"].weight.data
+            layer.malora_B["default"].data = theirs[name].lora_B["default"].weight.data[None]
+            layer.malora_P["default"].data = torch.eye(2)[None]
+    torch.testing.assert_close(logits(ours), logits(lora), rtol=0, atol=1e-6)
+
+
+def test_saving_and_loading_keep_every_bit(llama, make_llama, tmp_path):
+    model = get_peft_model(llama, config()).eval()
+    for folder in ("one", "two"):
+        model.save_pretrained(tmp_path / folder)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for options in ({}, {"low_cpu_mem_usage": True}):
+        again = PeftModel.from_pretrained(make_llama(), tmp_path / "one", **options)
+        assert torch.equal(logits(model), logits(again))
+    saved = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "MALORA"
+    assert saved["target_modules"] == sorted(saved["target_modules"])
+
+
+def test_the_other_loaders_give_the_same_model(make_llama, base_folder, tmp_path):
+    model = get_peft_model(make_llama(), config()).eval()
+    model.peft_config["default"].base_model_name_or_path = str(base_folder)
+    model.save_pretrained(tmp_path / "adapter")
+    auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    plain = make_llama()
+    plain.load_adapter(str(tmp_path / "adapter"))
+    ours, _ = load_adapter(tmp_path / "adapter")
+    for other in (auto, plain, ours):
+        torch.testing.assert_close(logits(model), logits(other), rtol=0, atol=1e-6)
+
+
+def test_adapters_can_be_added_switched_disabled_and_deleted(llama):
+    base = logits(llama)
+    model = get_peft_model(llama, config(init_seed=1)).eval()
+    model.add_adapter("second", config(init_seed=2, num_experts=2))
+    first = logits(model)
+    model.set_adapter("second")
+    second = logits(model)
+    assert not torch.equal(first, second)
+    with model.disable_adapter():
+        assert torch.equal(base, logits(model))
+    model.set_adapter("default")
+    assert torch.equal(first, logits(model))
+    model.delete_adapter("default")
+    model.set_adapter("second")
+    assert torch.equal(second, logits(model))
+
+
+def test_generation_uses_the_adapter_with_and_without_a_cache(llama):
+    model = get_peft_model(llama, config(lora_alpha=400)).eval()
+    options = {"input_ids": IDS[:1], "attention_mask": torch.ones_like(IDS[:1]), "max_new_tokens": 8, "do_sample": False}
+    cached, uncached = model.generate(**options, use_cache=True), model.generate(**options, use_cache=False)
+    assert torch.equal(cached, uncached)
+    with model.disable_adapter():
+        assert not torch.equal(cached, model.generate(**options))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_checkpointed_gradients_equal_the_plain_ones_with_the_auxiliary_loss(make_llama):
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model = get_peft_model(make_llama(), config(router_aux_loss_coef=0.5)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with model.base_model.routing(torch.ones_like(IDS)) as routing:
+            loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss + routing.auxiliary_loss()
+            loss.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    plain = gradients(False)
+    assert all(g is not None and g.abs().max() > 0 for g in plain)
+    for one, two in zip(plain, gradients(True), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_bfloat16_base_with_a_float32_adapter(make_llama, autocast):
+    model = get_peft_model(make_llama().to(torch.bfloat16), config())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(input_ids=IDS, labels=IDS)
+    assert output.logits.dtype == torch.bfloat16
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    reference = logits(get_peft_model(make_llama(), config()))
+    assert (logits(model).float() - reference).norm() <= 0.1 * reference.norm()
+
+
+def test_the_layer_is_reused_not_recreated(llama):
+    linear = llama.model.layers[0].self_attn.q_proj
+    model = get_peft_model(llama, config())
+    assert model.base_model.model.model.layers[0].self_attn.q_proj.base_layer is linear
+
+
+def test_merging_is_refused_with_a_reason(llama):
+    model = get_peft_model(llama, config())
+    for method in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(NotImplementedError, match="cannot be merged"):
+            method()
+
+
+def test_further_modules_and_single_layers_can_be_chosen(llama, make_llama, tmp_path):
+    model = get_peft_model(llama, config(modules_to_save=["lm_head"], layers_to_transform=[1], target_modules=["q_proj"])).eval()
+    assert list(model.base_model.adapted_layers()) == ["model.layers.1.self_attn.q_proj"]
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data += 0.1
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(model), logits(PeftModel.from_pretrained(make_llama(), tmp_path)))
+
+
+def test_unloading_gives_the_base_back(llama):
+    before = logits(llama)
+    model = get_peft_model(copy.deepcopy(llama), config())
+    assert torch.equal(before, logits(model.unload()))
+
+
+def test_routing_is_measured_only_inside_its_block(llama):
+    model = get_peft_model(llama, config())
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    with model.base_model.routing(mask) as routing:
+        logits(model)
+    sums = routing.gate_sums()
+    assert len(sums) == 14  # seven linears in each of two layers
+    for gates in sums.values():
+        torch.testing.assert_close(gates.sum(-1), torch.tensor([4.0, 6.0]))  # gates of a token sum to one
+    logits(model)
+    assert all(layer.routing is None for layer in model.base_model.adapted_layers().values())
+
+
+def test_the_report_counts_what_stands_in_the_modules(llama):
+    model = get_peft_model(llama, config(r=2, expert_rank=3, shared_rank=5))
+    report = parameter_report(model)
+    assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert report.total == sum(p.numel() for p in model.parameters())
+    lora = get_peft_model(copy.deepcopy(model.unload()), LoraConfig(r=2, target_modules="all-linear"))
+    assert report.lora == sum(p.numel() for p in lora.parameters() if p.requires_grad)
+    assert report.moe_lora - report.routers == 4 * report.lora
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"r": 0}, "r = 0: expected a whole number of at least 1"),
+        ({"r": 4, "expert_rank": 2}, "expected shared_rank >= expert_rank >= r"),
+        ({"expert_rank": 8, "shared_rank": 4}, "expected shared_rank >= expert_rank >= r"),
+        ({"top_k": 5}, "top_k = 5: expected at most num_experts = 4"),
+        ({"num_experts": True}, "num_experts = True: expected a whole number"),
+        ({"lora_alpha": -1}, "lora_alpha = -1: expected a number of at least 0"),
+        ({"bias": "all"}, "trains no biases"),
+    ],
+)
+def test_nonsense_is_refused_by_the_configuration(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        config(**wrong)
+
+
+def test_a_target_that_is_not_linear_is_refused_by_name(llama):
+    with pytest.raises(TypeError, match=r"model\.embed_tokens: MALoRA adapts nn.Linear only.*Embedding"):
+        get_peft_model(llama, config(target_modules=["embed_tokens"]))
+
+
+def test_an_adapter_of_another_kind_is_refused(llama, tmp_path):
+    get_peft_model(llama, LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"not a MALoRA adapter: its peft_type is 'LORA'"):
+        load_adapter(tmp_path)
+    with pytest.raises(InputError, match=r"it has no adapter_config\.json"):
+        load_adapter(tmp_path / "nothing")
+
+
+def test_a_damaged_adapter_is_refused(llama, base_folder, tmp_path):
+    get_peft_model(llama, config()).save_pretrained(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is damaged"):
+        load_adapter(tmp_path / "a", str(base_folder))
