@@ -166,19 +166,17 @@ def _reasons(report: StepReport) -> str:
 
 def _show(dataset: DatasetFolder, done: Sequence[StageCounts]) -> BuildCounts:
     """The funnel and the report as artifacts; what the flow returns."""
-    configs = dataset.manifest["configs"]
-    rows = {split: sum(config[split]["rows"] for config in configs.values()) for split in SPLITS}
     name = dataset.manifest["recipe"]["name"]
     funnel = _funnel(dataset, {counts["stage"]: counts["finished_before"] for counts in done})
     create_table_artifact(key="funnel", description=f"{name}: what each stage took and gave", table=funnel)
-    create_markdown_artifact(key="report", description=f"{name}: rows of each config", markdown=_report(dataset, rows))
+    create_markdown_artifact(key="report", description=f"{name}: rows of each config", markdown=_report(dataset))
     return BuildCounts(
         stages=len(done),
         stages_made=sum(not counts["finished_before"] for counts in done),
-        train=rows["train"],
-        validation=rows["validation"],
-        configs=len(configs),
-        left=sum(sum(report.dropped.values()) for report in dataset.reports),
+        train=dataset.count("train"),
+        validation=dataset.count("validation"),
+        configs=len(dataset.configs),
+        left=dataset.left,
     )
 
 
@@ -196,12 +194,12 @@ def _funnel(dataset: DatasetFolder, finished_before: dict[str, bool]) -> list[di
     ]
 
 
-def _report(dataset: DatasetFolder, rows: dict[str, int]) -> str:
+def _report(dataset: DatasetFolder) -> str:
     lines = [f"# {dataset.manifest['recipe']['name']}", ""]
     lines += ["| config | train | validation | tokens (estimated) |", "|---|--:|--:|--:|"]
     for name in dataset.configs:
         config = dataset.manifest["configs"][name]
         tokens = sum(config[split]["tokens"] for split in SPLITS)
         lines.append(f"| {name} | {config['train']['rows']} | {config['validation']['rows']} | {tokens} |")
-    lines.append(f"| **all** | {rows['train']} | {rows['validation']} | |")
+    lines.append(f"| **all** | {dataset.count('train')} | {dataset.count('validation')} | |")
     return "\n".join([*lines, "", f"The whole report: `{(dataset.path / 'report.html').resolve()}`", ""])

@@ -117,10 +117,13 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
 @click.argument("recipe")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A dataset folder that `glotloom build` finished.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the adapter.")
+@click.option(
+    "--replace", is_flag=True, help="Let a finished adapter of other data or settings in OUT give way once the new one is finished."
+)
 @click.option("--json-progress", is_flag=True, help="Progress as JSON lines on standard output, for a supervisor.")
 @_SET
 @_plain_errors
-def train(recipe: str, data: Path, out: Path, json_progress: bool, overrides: Sequence[str]) -> None:
+def train(recipe: str, data: Path, out: Path, replace: bool, json_progress: bool, overrides: Sequence[str]) -> None:
     """Train a MALoRA adapter on a dataset, as the [training] table of RECIPE says.
 
     OUT gets adapter_config.json, adapter_model.safetensors (PEFT loads them once `malora` is imported) and training.json with the
@@ -131,11 +134,11 @@ def train(recipe: str, data: Path, out: Path, json_progress: bool, overrides: Se
 
     config = TrainingConfig(**given)
     if json_progress:
-        train_adapter(config, data, out, progress=_print_json)
+        train_adapter(config, data, out, progress=_print_json, replace=replace)
         print(json.dumps({"event": "done", "out": str(out)}), flush=True)
         return
     with ProgressBar("steps") as progress:
-        result = train_adapter(config, data, out, progress=progress)
+        result = train_adapter(config, data, out, progress=progress, replace=replace)
     click.echo(f"{out}: {_loss_line(result.record)}")
 
 

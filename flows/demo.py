@@ -31,7 +31,9 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     from malora import TrainingConfig, train_adapter
 
     with ProgressBar("steps") as progress:
-        record = train_adapter(TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress).record
+        record = train_adapter(
+            TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress, replace=True
+        ).record
     before, after = (record["validation"][when]["all"]["loss"] for when in ("before", "after"))
     parameters = record["parameters"]["trainable"]
     yield f"adapter: {parameters:,} trained parameters, validation loss {before:.3f} → {after:.3f}{_took(started)}"

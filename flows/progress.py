@@ -17,7 +17,7 @@ class ProgressBar:
         self._unit = unit
         self._stage: str | None = None
         self._bar: tqdm[Never] | None = None
-        self._started = 0.0
+        self._started = self._last = 0.0
         self._done = 0
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
@@ -27,7 +27,9 @@ class ProgressBar:
             self._bar = tqdm(
                 desc=stage, total=total, unit=f" {self._unit}", file=sys.stderr, disable=None, leave=True, mininterval=0.2
             )
-        self._done = done
+        self._done, self._last = done, time.monotonic()
+        if total is not None and self._bar is not None:
+            self._bar.total = total
         if self._bar is not None and not self._bar.disable:
             self._bar.update(done - self._bar.n)
 
@@ -35,9 +37,7 @@ class ProgressBar:
         if self._stage is None or self._bar is None:
             return
         if self._bar.disable:
-            print(
-                f"{self._stage}: {self._done} {self._unit} in {time.monotonic() - self._started:.1f} s", file=sys.stderr, flush=True
-            )
+            print(f"{self._stage}: {self._done} {self._unit} in {self._last - self._started:.1f} s", file=sys.stderr, flush=True)
         self._bar.close()
         self._stage = None
 

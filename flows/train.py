@@ -29,7 +29,6 @@ from prefect.states import Failed
 from flows.build import place
 from flows.recipes import find_recipe
 from pipeline import InputError, WorkError
-from pipeline.dataset import open_dataset
 
 _LOG_EVERY_S = 30.0
 _UPDATE_EVERY_S = 5.0
@@ -46,32 +45,32 @@ class Losses(TypedDict):
 
 
 @flow(name="train-adapter", persist_result=False)
-def train_adapter(recipe: str, data: str, out: str, overrides: Sequence[str] = ()) -> Losses | State[Any]:
+def train_adapter(recipe: str, data: str, out: str, overrides: Sequence[str] = (), replace: bool = True) -> Losses | State[Any]:
     """Train a MALoRA adapter on a dataset, resuming what an earlier run left unfinished.
 
     Args:
         recipe: A TOML file or the name of a shipped recipe; its [training] table counts.
         data: A dataset folder that a build finished.
-        out: The folder of the adapter; ~ is the home of the worker's user, and {dataset} becomes the beginning of the
-            dataset's fingerprint: an adapter of other data is not overwritten.
+        out: The folder of the adapter; ~ is the home of the worker's user.
         overrides: KEY=VALUE each, such as training.max_steps=100.
+        replace: An adapter of older data or other settings gives way once the new one is finished; otherwise it is an error.
     """
     try:
         recipe, dataset = str(Path(recipe).expanduser()), place(data, "data")
-        folder = place(_named_after(dataset, out), "out")
+        folder = place(out, "out")
         find_recipe(recipe, overrides)
-        run_training(recipe, str(dataset), str(folder), overrides)
+        run_training(recipe, str(dataset), str(folder), overrides, replace)
         return _show(folder)
     except (InputError, WorkError) as error:
         return Failed(message=str(error), data=error)
 
 
 @task(name="training", task_run_name="training", cache_policy=NO_CACHE, persist_result=False)
-def run_training(recipe: str, data: str, out: str, overrides: Sequence[str]) -> str:
+def run_training(recipe: str, data: str, out: str, overrides: Sequence[str], replace: bool) -> str:
     """The training's process from its start to its end; returns the adapter's folder."""
     progress = _Progress()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with _own_session(training_command(recipe, data, out, overrides), errors) as process:
+        with _own_session(training_command(recipe, data, out, overrides, replace), errors) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 progress.tell(line)
@@ -82,14 +81,11 @@ def run_training(recipe: str, data: str, out: str, overrides: Sequence[str]) -> 
     return out
 
 
-def training_command(recipe: str, data: str, out: str, overrides: Sequence[str]) -> list[str]:
+def training_command(recipe: str, data: str, out: str, overrides: Sequence[str], replace: bool) -> list[str]:
     """What is run: this Python's `glotloom train`, which prints its progress as JSON lines."""
     command = [sys.executable, "-m", "flows.cli", "train", recipe, "--data", data, "--out", out, "--json-progress"]
+    command += ["--replace"] if replace else []
     return [*command, *(part for override in overrides for part in ("--set", override))]
-
-
-def _named_after(dataset: Path, out: str) -> str:
-    return out.replace("{dataset}", open_dataset(dataset).manifest["fingerprint"][:8]) if "{dataset}" in out else out
 
 
 @contextmanager

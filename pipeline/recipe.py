@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.errors import InputError
 from pipeline.languages import known_languages
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -201,10 +201,10 @@ def _apply(table: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     *parents, last = key.strip().split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {}) if isinstance(table, dict) else {}
-    if not isinstance(table, dict):
-        raise InputError(f"--set {override}: {'.'.join(parents)} is a list or a value, not a table")
+    for depth, parent in enumerate(parents, 1):
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {override}: {'.'.join(parents[:depth])} is a list or a value, not a table")
     table[last] = value
 
 
@@ -245,7 +245,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
             yield f"knowledge.{code}: {code!r} is not among languages"
         if knowledge.min_tokens > knowledge.max_tokens:
             yield f"knowledge.{code}.min_tokens = {knowledge.min_tokens}: is more than max_tokens = {knowledge.max_tokens}"
-        if code not in recipe.dialogues:
+        if not recipe.dialogues.get(code):
             yield f"knowledge.{code}: nothing is made of it; add [[dialogues.{code}]]"
     for code, modes in recipe.dialogues.items():
         if code not in recipe.knowledge:

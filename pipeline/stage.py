@@ -176,6 +176,7 @@ def run_stage(stage: Stage, work: Path, progress: Progress = silent) -> StepRepo
     if (report := finished(folder)) is not None:
         return report
     started = time.monotonic()
+    progress(stage.name, 0, None)
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

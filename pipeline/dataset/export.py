@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def export(dataset: DatasetFolder, layout: str, out: Path) -> dict[str, int]:
 def _to_hf(dataset: DatasetFolder, out: Path) -> dict[str, int]:
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     files = {s: [str(p) for c in dataset.configs for p in dataset.shards(c, s)] for s in SPLITS}
     splits = {s: datasets.Dataset.from_parquet(paths, cache_dir=str(out / ".cache")) for s, paths in files.items() if paths}
     datasets.DatasetDict(splits).save_to_disk(str(out))

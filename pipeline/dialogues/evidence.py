@@ -15,7 +15,7 @@ _TOKEN = re.compile(rf"(?P<run>{_UNSPACED}+)|(?P<word>(?:(?!{_UNSPACED})[^\W\d_]
 _NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f ]\d{3}(?!\d))*(?:[.,]\d+)?")
 _GROUPED = re.compile(r"(?<=\d)[.,\u00a0\u202f ](?=\d{3}(?!\d))")
 _SENTENCE_END = re.compile(r"(?<=[。！？])(?![」』”’）])|(?<=[.!?…])[\"”’»)]*\s+|\n+")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:\w|[A-ZА-Я]\w{0,2})\.$")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-ZА-Я]\w)\.$")
 
 
 def sentences(text: str) -> list[str]:
@@ -24,7 +24,9 @@ def sentences(text: str) -> list[str]:
     start = 0
     for end in _SENTENCE_END.finditer(text):
         piece = text[start : end.end()].strip()
-        if "\n" not in end.group() and (_ABBREVIATION.search(piece) or text[end.end() : end.end() + 1].islower()):
+        following = text[end.end() : end.end() + 1]
+        goes_on = following.islower() or following in ("—", "–") or _ABBREVIATION.search(piece)
+        if goes_on and "\n" not in end.group():
             continue
         if piece:
             cut.append(piece)
@@ -74,7 +76,9 @@ def alike(one: str, other: str) -> bool:
         return True
     shorter, longer = sorted((len(one), len(other)))
     common = next((i for i in range(shorter) if one[i] != other[i]), shorter)
-    return (common >= 4 and common >= 0.55 * longer) or (common == 3 == shorter and longer == 4)
+    if common == 3:  # tea, teas; and Cyrillic endings take each other's place: Тула, Туле, Тулой
+        return longer - common <= 1 if shorter == 3 else longer - common <= 2 and "\u0400" <= one[0] <= "\u052f"
+    return common >= 4 and common >= 0.55 * longer
 
 
 class Evidence:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.dialogues.evidence import Evidence, alike, content_words, sentences
+from pipeline.dialogues.evidence import Evidence, alike, content_words, names, numbers, sentences
 from pipeline.languages import Language
 
 MIN_ANSWER_CHARACTERS = 10
@@ -67,7 +67,7 @@ def _question_form(question: str) -> str | None:
         return "question_not_plain"
     if len(_QUESTION_END.findall(question)) > 1 or "\n" in question.strip() or _LIST_MARK.search(question):
         return "several_questions"
-    if not _QUESTION_END.search(question.rstrip("\"”’»」』 ")[-1:]):
+    if not _QUESTION_END.search(question.rstrip('"”’»」』 ')[-1:]):
         return "question_not_a_question"
     if length < MIN_QUESTION_TOKENS:
         return "question_too_short"
@@ -78,7 +78,7 @@ def _question_alone(question: str, language: Language, *, first: bool) -> str | 
     """Only the first question of a dialogue has nobody to whom "he" could refer."""
     if _matches(language.rules.refers_to_source, question):
         return "question_refers_to_source"
-    return "question_dangling" if first and _matches(language.rules.dangling, question.lstrip("¿\"“«「 ")) else None
+    return "question_dangling" if first and _matches(language.rules.dangling, question.lstrip('¿"“«「 ')) else None
 
 
 def question_topic(question: str, passage: Evidence) -> str | None:
@@ -159,7 +159,8 @@ def answer_misses_question(answer: str, question: str, language: Language) -> st
     shared = [word for word in said if any(alike(word, other) for other in asked)]
     if asked and not shared:
         return "answer_off_question"
-    return "answer_echoes_question" if len({*said} - {*shared}) < 2 else None
+    told = {*numbers(answer), *names(answer, language.rules.function_words)} - {*numbers(question), *asked}
+    return "answer_echoes_question" if len({*said} - {*shared}) < 2 and not told else None
 
 
 def answer_grounding(answer: str, passage: Evidence) -> str | None:

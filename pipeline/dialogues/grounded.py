@@ -69,9 +69,7 @@ async def grounded_dialogues(
         while len(under_way) < min(client.max_concurrency, 2 * (count - made)):
             if (passage := next(waiting, None)) is None:
                 return
-            work = grounded_dialogue(
-                passage, language, client, seed=seed, closed_book=closed_book, is_language=is_language
-            )
+            work = grounded_dialogue(passage, language, client, seed=seed, closed_book=closed_book, is_language=is_language)
             under_way.append((passage, asyncio.create_task(work)))
 
     try:

@@ -48,9 +48,7 @@ class Prompts(Protocol):
 
     version: str
 
-    def attempts(
-        self, passage: Passage, kind: Kind, turns: Sequence[Message], draw: Random
-    ) -> Iterator[Attempt]:
+    def attempts(self, passage: Passage, kind: Kind, turns: Sequence[Message], draw: Random) -> Iterator[Attempt]:
         """Ways to get the next turn, tried in order until one passes the gates."""
         ...
 
@@ -66,9 +64,7 @@ class TemplatePrompts:
         self._templates = language.grounded
         self.version = content_hash(asdict(language.grounded))
 
-    def attempts(
-        self, passage: Passage, kind: Kind, turns: Sequence[Message], draw: Random
-    ) -> Iterator[Attempt]:
+    def attempts(self, passage: Passage, kind: Kind, turns: Sequence[Message], draw: Random) -> Iterator[Attempt]:
         t = self._templates
         template = {"question": t.question, "depth": t.depth, "width": t.width}[kind]
         slots = {"title": passage.title, "passage": passage.text, "dialogue": _written_out(turns)}

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from xml.etree.ElementTree import ParseError
 
 import mwxml
+from mwxml.errors import MalformedXML
 
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
@@ -32,18 +33,25 @@ def read_dump(path: Path, language: Language, *, source: str, licence: str) -> I
             if not file.read(1):
                 raise InputError(f"{path}: is empty; expected a MediaWiki XML dump")
         with _open(path) as file:
-            dump = mwxml.Dump.from_file(file)
-            cleaner = WikitextCleaner(language, _namespaces(dump.site_info))
-            for page in dump:
-                yield _document(page, dump.site_info, cleaner, language, source, licence)
+            cleaner: WikitextCleaner | None = None
+            for site, page, revision in _pages(path, file):
+                cleaner = cleaner or WikitextCleaner(language, _namespaces(site))
+                yield _document(site, page, revision, cleaner, language, source, licence)
     except EOFError as error:
         raise InputError(f"{path}: is cut off (the compressed stream ends early); fetch it again") from error
-    except (ParseError, mwxml.MalformedXML) as error:
-        raise InputError(f"{path}: is not a whole MediaWiki XML dump: {str(error).splitlines()[0]}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def _pages(path: Path, file: IO[bytes]) -> Iterator[tuple[mwxml.SiteInfo, mwxml.Page, mwxml.Revision | None]]:
+    """The pages and what counts of each: the one revision that a pages-articles dump holds, the last one of a history."""
+    try:
+        dump = mwxml.Dump.from_file(file)
+        for page in dump:
+            yield dump.site_info, page, next(iter(deque(page, maxlen=1)), None)
+    except (ParseError, MalformedXML, ValueError, AssertionError, AttributeError, TypeError) as error:  # as mwxml has it
+        why = (str(error).splitlines() or ["it lacks what a dump has"])[0]
+        raise InputError(f"{path}: is not a whole MediaWiki XML dump: {why}") from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -71,9 +79,14 @@ def _namespaces(site: mwxml.SiteInfo) -> dict[str, int]:
 
 
 def _document(
-    page: mwxml.Page, site: mwxml.SiteInfo, cleaner: WikitextCleaner, language: Language, name: str, licence: str
+    site: mwxml.SiteInfo,
+    page: mwxml.Page,
+    revision: mwxml.Revision | None,
+    cleaner: WikitextCleaner,
+    language: Language,
+    name: str,
+    licence: str,
 ) -> Document:
-    revision = next(iter(deque(page, maxlen=1)), None)  # a pages-articles dump holds one; of a history the last one counts
     text = (revision.text if revision else "") or ""
     source = Source(
         name=name or site.name or "",

@@ -44,7 +44,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     }
     return Stage(
         name=f"passages-{code}",
-        version=1,
+        version=2,
         run=functools.partial(_run, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages),
         config=config,
         files=(path,),
@@ -172,7 +172,7 @@ def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
         if pieces[-1] and estimate_tokens(pieces[-1] + sentence) > segment_tokens:
             pieces.append("")
         pieces[-1] += sentence
-    return pieces
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def _merge(pieces: list[tuple[str, str]]) -> list[Section]:

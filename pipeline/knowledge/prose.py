@@ -48,7 +48,12 @@ _SENTENCE_END = re.compile(
 )
 _WORDS = re.compile(rf"[^\s{LINE}.,;:–—-]")
 _LINE_MARKS = re.compile(f"[{NUMBER}{BULLET}{INDENT}{TERM}]")
+_FIGURES = re.compile(r"[0-9+\-−–=()]+")
+_ORDINAL = re.compile(r"(?:st|nd|rd|th|er|re|ère|e|es|d|nde|ème|èmes|o|os|a|as|ª|º|me|mes|lle|r|le|tm|®|™|\W*)", re.IGNORECASE)
+_SUPERSCRIPTS = str.maketrans("0123456789+-−–=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻⁼⁽⁾")
+_SUBSCRIPTS = str.maketrans("0123456789+-−–=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₋₌₍₎")
 _LETTER = re.compile(r"[^\W\d_]|[\U000f0000-\U000ffffd]")
+_LIST_ITEM = re.compile(r"- |\d+\. ")
 _ANNOUNCES = (":", "：")
 
 
@@ -71,6 +76,18 @@ def formula(latex: str) -> str:
     while "{{" in latex or "}}" in latex:
         latex = latex.replace("{{", "{ {").replace("}}", "} }")
     return f"{_FORMULA_OPENS}${latex}${_FORMULA_ENDS}" if latex else ""
+
+
+def raised(text: str) -> str:
+    """A superscript in one line: `10¹⁸`, `2^n`, but `19th`."""
+    if _ORDINAL.fullmatch(text.strip()):
+        return text.strip()
+    return text.translate(_SUPERSCRIPTS) if _FIGURES.fullmatch(text) else f"^{text}" if text.isalnum() else f"^({text})"
+
+
+def lowered(text: str) -> str:
+    """A subscript in one line: `H₂O`; what is not a figure stays as it is."""
+    return text.translate(_SUBSCRIPTS) if _FIGURES.fullmatch(text) else text
 
 
 def tidy(text: str) -> str:
@@ -209,14 +226,17 @@ def _sentences(line: str) -> list[str]:
 def _announcing_something(paragraphs: list[str]) -> list[str]:
     """Without the ends that announce what is gone (`These are:` before a table), and without terms that nothing follows."""
     result: list[str] = []
-    for paragraph in [*paragraphs, GONE]:
-        if paragraph == GONE or paragraph.startswith(TERM):
-            while result and (result[-1].startswith(TERM) or result[-1].endswith(_ANNOUNCES)):
-                rest = "" if result[-1].startswith(TERM) else _without_last_sentence(result[-1])
-                result[-1:] = [rest] if rest else []
-        if paragraph != GONE:
+    following = GONE
+    for paragraph in reversed(paragraphs):
+        if paragraph == GONE:  # a list after what is gone may be the one announced
+            following = following if _LIST_ITEM.match(following) else GONE
+            continue
+        while paragraph and following[0] in {GONE, TERM} and (paragraph[0] == TERM or paragraph.endswith(_ANNOUNCES)):
+            paragraph = "" if paragraph[0] == TERM else _without_last_sentence(paragraph)  # noqa: PLW2901
+        if paragraph:
             result.append(paragraph)
-    return [paragraph.removeprefix(TERM) for paragraph in result]
+            following = paragraph
+    return [paragraph.removeprefix(TERM) for paragraph in reversed(result)]
 
 
 def _without_last_sentence(paragraph: str) -> str:

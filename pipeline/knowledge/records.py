@@ -22,6 +22,9 @@ _HEADING = re.compile(r"^(?:==+\s*(?P<wiki>.+?)\s*==+|#{1,4}\s+(?P<markdown>.+?)
 def read_parquet(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
     """Rows with `title` and `text`, and `id` and `url` where there are any; a file or a folder of `*.parquet`."""
     for number, row in enumerate(parquet_rows(path, required=("title", "text"))):
+        for key in ("title", "text"):
+            if not isinstance(row[key], str | None):
+                raise InputError(f"{path}: row {number}: has no text {key!r}")
         yield _record(row, f"{path.name}:{number}", language, source or path.stem, licence)
 
 
@@ -41,12 +44,16 @@ def read_text(path: Path, language: Language, *, source: str, licence: str) -> I
         raise InputError(f"{path}: holds no .txt or .md file")
     for file in files:
         try:
-            text = file.read_bytes().decode("utf-8")
+            text = file.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise InputError(f"{file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}") from error
-        row = {"id": file.stem, "title": file.stem.replace("_", " "), "text": text}
+        row = {
+            "id": file.relative_to(path).as_posix() if path.is_dir() else file.name,
+            "title": file.stem.replace("_", " "),
+            "text": text,
+        }
         yield _record(row, file.name, language, source or path.stem, licence)
 
 
@@ -76,9 +83,13 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    if b"\\ud" in line.lower():  # half of a surrogate pair passes as JSON
+                        json.dumps(row, ensure_ascii=False).encode()
                 except UnicodeDecodeError as error:
                     raise InputError(f"{path}: line {number}: is not UTF-8: {error.reason}") from error
+                except UnicodeEncodeError as error:
+                    raise InputError(f"{path}: line {number}: is not Unicode: {error.reason}") from error
                 except ValueError as error:
                     raise InputError(f"{path}: line {number}: is not JSON: {error}") from error
                 if not isinstance(row, dict):
@@ -95,7 +106,7 @@ def _record(row: Mapping[str, Any], place: str, language: Language, name: str, l
         title=title,
         source=Source(name=name, title=title, url=str(row.get("url") or ""), licence=licence),
         sections=lambda: plain_sections(text),
-        skip=None if text.strip() else "page_without_text",
+        skip=None if text.strip() and title.strip() else "page_without_text" if title.strip() else "page_without_title",
     )
 
 

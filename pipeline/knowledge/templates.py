@@ -10,14 +10,14 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.knowledge.prose import BULLET, NUMBER
+from pipeline.knowledge.prose import BULLET, NUMBER, lowered, raised
 
 # Names are lower-case with spaces. The first positional argument is shown.
 _FIRST = frozenset(
     """
     abbr abréviation angle big bigger ch chset comment formatnum harvtxt ill illm ipa iw keypress langnf large larger lien lj
     le mvar math midsize nihongo nobr nobreak nombre normal num nowrap nq nq1 pre proper resize ruby rtl s2 sc sc1
-    sc2 sub sup small smallcaps smaller tooltip tq unicode uc vanchor versalita visible visible-anchor красный текст
+    sc2 small smallcaps smaller tooltip tq unicode uc vanchor versalita visible visible-anchor красный текст
     s nb число уд ударение подсказка 僻字 pua 仮リンク internal-link-helper refnec refsou japonais kbd code flag flagu
     flagcountry citation-needed-span référence-nécessaire référence-souhaitée citar-necesaria
     """.split()
@@ -34,11 +34,12 @@ _LISTS = {"ordered list": NUMBER, "bulleted list": BULLET, "unordered list": BUL
 _CURRENCY = {"us$": "US$", "usd": "US$", "gbp": "£", "£": "£", "€": "€", "eur": "€", "au$": "A$", "cad": "C$", "inr": "₹"}
 # Shown the same whatever their arguments.
 _FIXED = {
-    "'": "'", "'s": "'s", "' \"": "'\"", "\" '": "\"'", "-\"": "\"", "nbsp": " ", "sp": " ", "thinsp": " ", "spaces": " ",
+    "'": "’", "'s": "’s", "' \"": "’\"", "\" '": "\"’", "-\"": "\"", "nbsp": " ", "sp": " ", "thinsp": " ", "spaces": " ",
     "snd": " – ", "spnd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—", "mdashb": "—", "spaced mdash": " — ",
     "·": "·", "•": "•", "dot": "·", "!": "|", "=": "=", "eqm": "⇌", "er": "er", "ère": "ère", "e": "e", "1er": "1er",
     "ier": "Ier", "n°": "n°", "av. j.-c.": "av. J.-C.", "av jc": "av. J.-C.", "ap. j.-c.": "apr. J.-C.",
-    "до н. э.": "до н. э.", "н. э.": "н. э.", "okina": "ʻ", "hamza": "ʼ",
+    "до н. э.": "до н. э.", "н. э.": "н. э.", "okina": "ʻ", "carbon": "C",
+    "hydrogen": "H", "oxygen": "O", "nitrogen": "N", "hamza": "ʼ",
 }  # fmt: skip
 # Sources, pronunciations, flags and remarks to editors: nothing of the sentence.
 _SILENT = re.compile(
@@ -74,8 +75,7 @@ def shown(name: str, values: Sequence[str], named: Mapping[str, str]) -> str | N
         return name.removeprefix("formatnum:").strip() if "{" not in name else None
     if name in _FIXED:
         return _FIXED[name]
-    if not values and (text := next((named[key] for key in ("texte", "text", "текст") if key in named), "")):
-        values = [text]
+    values = [*values, *(named[key] for key in ("texte", "text", "текст") if named.get(key))]
     if values and (shape := _shape(name)):
         return shape(values, named)
     return "" if _SILENT.fullmatch(name) else None
@@ -109,7 +109,7 @@ def _measure(values: Sequence[str], named: Mapping[str, str], *, english: bool) 
         words += _BETWEEN[rest[0]] + _grouped(english, rest[1])
         rest = rest[2:]
     if power := named.get("e"):
-        words += f" × 10^{power}"
+        words += f" × 10{raised(power)}"
     unit = named.get("u") or named.get("ul") or (rest[0] if rest else "")
     spelt = _UNITS.get(unit.lower(), unit) if english else unit
     if spelt != unit and named.get("adj") in {"on", "mid"}:
@@ -176,7 +176,9 @@ _SHAPES: Mapping[str, Shape] = {
     **dict.fromkeys(("circa", "c."), _before("c. ")),
     **dict.fromkeys(("frac", "sfrac"), _fraction),
     **dict.fromkeys(("s", "siècle"), _century),
-    **dict.fromkeys(("chem", "chem2"), lambda values, named: "".join(values)),
+    **dict.fromkeys(("chem", "chem2"), lambda values, named: "".join(map(lowered, values))),
+    "sub": lambda values, named: lowered(values[0]),
+    "sup": lambda values, named: raised(values[0]),
     **dict.fromkeys(("angbr", "vr"), lambda values, named: f"⟨{values[0]}⟩"),
     **dict.fromkeys(("citation", "«"), lambda values, named: f"« {values[0]} »"),
     "as of": _as_of,

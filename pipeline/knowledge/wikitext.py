@@ -14,7 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping
 import mwparserfromhell
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Node, Tag, Template, Text, Wikilink
 
-from pipeline.knowledge.prose import BULLET, GONE, HOLE, INDENT, LINE, NUMBER, TERM, formula, tidy, tidy_heading, unmarked
+from pipeline.knowledge.prose import (
+    BULLET,
+    GONE,
+    HOLE,
+    INDENT,
+    LINE,
+    NUMBER,
+    TERM,
+    formula,
+    lowered,
+    raised,
+    tidy,
+    tidy_heading,
+    unmarked,
+)
 from pipeline.knowledge.templates import shown
 from pipeline.languages import Language
 from pipeline.sample import Section
@@ -27,6 +41,7 @@ _BLOCK_TAGS = frozenset("p div blockquote center pre dl ul ol hr poem".split())
 _FORMULA_TAGS = frozenset(["math", "chem", "ce"])
 _LIST_MARKS = {"*": BULLET, "#": NUMBER, ":": INDENT, ";": TERM}
 _HTML_LIST_MARKS = {"li": BULLET, "dd": INDENT, "dt": TERM}
+_SHIFTED = {"sup": raised, "sub": lowered}
 # The named arguments that templates show or are shaped by.
 _NAMED = frozenset("texte text текст alt lc since bare e u ul adj".split())
 
@@ -131,13 +146,15 @@ class WikitextCleaner:
             elif key in _NAMED:
                 named[key] = self._text(parameter.value.nodes).strip()
         words = shown(name, values, named)
-        return (HOLE if values or ":" in name else "") if words is None else words
+        return HOLE if words is None else words
 
 
 def _laid_out(tag: str, text: str) -> str:
     """The text of a tag with the line ends that the tag stands for."""
     if tag in _HTML_LIST_MARKS:
         return f"\n{_HTML_LIST_MARKS[tag]}{text.strip()}\n"
+    if tag in _SHIFTED:
+        return _SHIFTED[tag](text)
     if tag == "poem":
         text = LINE.join(text.strip().splitlines())
     if tag == "br":

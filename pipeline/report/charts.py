@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,16 @@ class Line:
     height: int
     points: str
     smooth: str
+    window: int
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
 
 
 def line(xs: Sequence[float], ys: Sequence[float], *, width: int = 640, height: int = 220) -> Line:
     """A curve and its running mean over about a tenth of its length; at least two points are needed."""
-    low, high = min(ys), max(ys)
-    low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
+    step = _round_step(max(ys) - min(ys))
+    low, high = math.floor(min(ys) / step) * step, math.ceil(max(ys) / step) * step
+    high = high if high > low else low + step
 
     def place(x: float, y: float) -> str:
         across = (x - xs[0]) / ((xs[-1] - xs[0]) or 1) * width
@@ -29,15 +32,26 @@ def line(xs: Sequence[float], ys: Sequence[float], *, width: int = 640, height: 
 
     window = max(1, len(ys) // 10)
     means = [sum(ys[max(0, i - window + 1) : i + 1]) / len(ys[max(0, i - window + 1) : i + 1]) for i in range(len(ys))]
-    steps = [low + (high - low) * i / 4 for i in range(5)]
+    ticks = [low + step * i for i in range(round((high - low) / step) + 1)]
+    marks = sorted({round(i / 4 * (len(xs) - 1)) for i in range(5)})
     return Line(
         width=width,
         height=height,
         points=" ".join(place(x, y) for x, y in zip(xs, ys, strict=True)),
         smooth=" ".join(place(x, y) for x, y in zip(xs, means, strict=True)),
-        x_ticks=[(i / 4 * width, f"{xs[0] + (xs[-1] - xs[0]) * i / 4:.0f}") for i in range(5)],
-        y_ticks=[(height - (value - low) / (high - low) * height, f"{value:.2f}") for value in steps],
+        window=window,
+        x_ticks=[((xs[i] - xs[0]) / ((xs[-1] - xs[0]) or 1) * width, f"{xs[i]:g}") for i in marks],
+        y_ticks=[(height - (value - low) / (high - low) * height, f"{value:.6g}") for value in ticks],
     )
+
+
+def _round_step(spread: float) -> float:
+    """1, 2 or 5 times a power of ten, so that about four steps make the spread; 1 where there is none."""
+    rough = spread / 4
+    if rough < 1e-6:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return float(next(f for f in (1, 2, 5, 10) if f * power >= rough * 0.999) * power)
 
 
 def shade(share: float, most: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,15 @@ def dataset_report(dataset: DatasetFolder, training: dict[str, Any] | None = Non
         total={split: dataset.count(split) for split in SPLITS},
         stages=list(_funnel(dataset)),
         reasons=_reasons(dataset.reports),
-        examples={config: list(_examples(dataset, config)) for config in dataset.configs},
+        examples={config: list(_examples(dataset, config)) for config in sorted(dataset.configs, key=_in_recipe_order(dataset))},
         training=_training(training) if training else None,
     )
+
+
+def _in_recipe_order(dataset: DatasetFolder) -> Callable[[str], tuple[int, int]]:
+    """Languages as the recipe names them, then tasks, the culture-bound one first."""
+    languages, configs = dataset.manifest["recipe"]["languages"], dataset.manifest["configs"]
+    return lambda config: (languages.index(configs[config]["language"]), TASKS.index(configs[config]["task"]))
 
 
 def _funnel(dataset: DatasetFolder) -> Iterator[dict[str, Any]]:

@@ -151,6 +151,7 @@ class TeacherClient:
         assert self._session is not None, "TeacherClient is used inside `async with`"
         try:
             async with self._session.post(f"{base_url}/chat/completions", data=body, allow_redirects=False) as response:
+                self._answered = True
                 content = await _read(response)
         except TimeoutError:
             raise PassingError(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None
@@ -161,7 +162,6 @@ class TeacherClient:
         except (aiohttp.ClientError, OSError) as error:
             message = f"connection lost: {error}" if str(error) else "connection lost"
             raise PassingError(self._safe(message), tries=TRANSPORT_TRIES) from None
-        self._answered = True
         if response.status == 200:
             return read_answer(content, key)
         raise self._refusal(response, content)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
@@ -227,6 +228,24 @@ def test_a_stage_asks_a_teacher_again_but_never_a_user() -> None:
     assert not _may_help(_task_of("grounded-en"), None, Failed(data=InputError("no such file")))  # type: ignore[arg-type]
 
 
+def test_a_worker_takes_no_relative_folder_and_a_plain_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import build
+    from pipeline import InputError
+
+    assert build.place("data/mini", "out") == Path("data/mini")
+    monkeypatch.setattr(build, "running_deployment", SimpleNamespace(id="a deployment"))
+    assert build.place("~/mini", "out") == Path.home() / "mini"
+    with pytest.raises(InputError, match=r"^out = 'data/mini': is relative"):
+        build.place("data/mini", "out")
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_an_older_adapter_gives_way_only_when_asked_for(replace: bool) -> None:
+    from flows import train
+
+    assert ("--replace" in train.training_command("recipe", "data", "out", ["seed=1"], replace)) is replace
+
+
 def test_a_training_that_ends_early_tells_its_last_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flows import train
     from pipeline import InputError, WorkError
@@ -235,7 +254,7 @@ def test_a_training_that_ends_early_tells_its_last_line(monkeypatch: pytest.Monk
 
     def end(code: str) -> None:
         monkeypatch.setattr(train, "training_command", lambda *_: [sys.executable, "-c", f"import os, sys; {code}"])
-        train.run_training.fn("recipe", "data", str(tmp_path), [])
+        train.run_training.fn("recipe", "data", str(tmp_path), [], True)
 
     with pytest.raises(InputError, match=r"^data: has no manifest$"):
         end("print('a warning', file=sys.stderr); print('glotloom: data: has no manifest', file=sys.stderr); sys.exit(2)")

@@ -236,3 +236,12 @@ def test_wrong_inputs_name_what_is_wrong(config, dataset, make_dataset, tmp_path
 def test_wrong_settings_name_key_value_and_expectation(wrong, message):
     with pytest.raises(InputError, match=message):
         TrainingConfig(**wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_changes_the_memory_not_the_adapter(config, dataset, tmp_path):
+    short = replace(config, max_steps=2, generation_tokens=0)
+    train_adapter(short, dataset, tmp_path / "plain")
+    train_adapter(replace(short, gradient_checkpointing=True), dataset, tmp_path / "checkpointed")
+    assert (tmp_path / "plain" / ADAPTER).read_bytes() == (tmp_path / "checkpointed" / ADAPTER).read_bytes()

@@ -1,15 +1,30 @@
-"""A chat-completions server on loopback that behaves and misbehaves as a test tells it."""
+"""What the tests of the pipeline share.
+
+A chat-completions server on loopback that behaves and misbehaves as a test tells it; rows made of a question and an answer,
+and a stage run over rows in view; the folder of real data.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import pytest
 from aiohttp import web
+from hypothesis import settings
+
+from pipeline.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id
+from pipeline.stage import Stage, StageRun, StepReport, rows_of, run_stage, stage_folder
+
+# A busy machine is no failure.
+settings.register_profile("glotloom", deadline=None)
+settings.load_profile("glotloom")
 
 Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,6 +76,10 @@ class ScriptedTeacher:
         self._ready.set()
         await self._stop.wait()
         await runner.cleanup()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _reply(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
@@ -84,3 +103,68 @@ def teacher_server() -> Iterator[ScriptedTeacher]:
     server.start()
     yield server
     server.stop()
+
+
+class Outcome(NamedTuple):
+    """What a stage made of the rows it was given."""
+
+    kept: list[Sample]
+    dropped: list[dict[str, Any]]
+    report: StepReport
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The source title of each dropped row and why it left."""
+        return {row["source"]["title"]: row["reason"] for row in self.dropped}
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[..., Sample]:
+    """`sample("Why?", "Because.", …)`: question and answer in turn; `title` names the row in its source and its id."""
+
+    def make(
+        *turns: str, language: str = "en", task: str = "chat_agnostic", title: str = "row", group: str = "", **rest: Any
+    ) -> Sample:
+        messages = tuple(Message(("user", "assistant")[n % 2], text) for n, text in enumerate(turns))
+        return Sample(
+            id=sample_id(language, task, messages, [title]),
+            language=language,
+            task=task,
+            messages=messages,
+            mode="pool",
+            group_id=group or title,
+            source=Source(name="test", title=title),
+            **rest,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_over() -> Callable[[Callable[[Stage], Stage], Sequence[Sample]], Outcome]:
+    """Build a stage on rows, run it in a work folder of its own, and say what became of the rows."""
+
+    def run(build: Callable[[Stage], Stage], rows: Sequence[Sample]) -> Outcome:
+        def give(stage: StageRun) -> None:
+            for row in rows:
+                stage.keep(row)
+
+        given = Stage(name="given", version=1, run=give, config={}, schema=SAMPLE_SCHEMA)
+        with TemporaryDirectory() as folder:
+            work = Path(folder)
+            run_stage(given, work)
+            stage = build(given)
+            report = run_stage(stage, work)
+            out = stage_folder(stage, work)
+            return Outcome([sample_from_row(row) for row in rows_of(out)], list(rows_of(out, "dropped")), report)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data (`GLOTLOOM_DATA`, see docs); the test is skipped where there is none."""
+    folder = os.environ.get("GLOTLOOM_DATA")
+    if not folder:
+        pytest.skip("GLOTLOOM_DATA names no folder of real data")
+    return Path(folder)

@@ -1,0 +1,84 @@
+import re
+from dataclasses import astuple
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.languages import known_languages, load_language
+
+CODES = ("en", "es", "fr", "ru", "zh")
+
+
+def test_five_languages_ship():
+    assert known_languages() == CODES
+
+
+def test_an_unknown_language_is_refused_with_the_ones_there_are():
+    with pytest.raises(InputError, match="'xx' is not known; there are en, es, fr, ru, zh"):
+        load_language("xx")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_language_says_which_it_is(code):
+    assert load_language(code).code == code
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("kind", ["opening", "section", "follow_up"])
+def test_there_are_twelve_different_templates_of_every_kind(code, kind):
+    templates = getattr(load_language(code).reverse, kind)
+
+    assert len(set(templates)) == len(templates) >= 12
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_templates_have_the_slots_that_are_filled_and_no_others(code):
+    templates = load_language(code).reverse
+
+    def slots(template):
+        return set(re.findall(r"\{(.*?)\}", template))
+
+    assert all(slots(template) == {"title"} for template in templates.opening)
+    assert all(slots(template) == {"title", "section"} for template in templates.section)
+    assert all(slots(template) == {"section"} for template in templates.follow_up)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_names_that_pages_are_compared_with_are_lower_case(code):
+    wikitext = load_language(code).wikitext
+
+    assert all(name == name.lower() for name in (*wikitext.apparatus, *wikitext.disambiguation))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_no_pattern_finds_something_in_every_text(code):
+    rules = load_language(code).rules
+    patterns = (*rules.refusal, *rules.refers_to_source, *rules.dangling, *load_language(code).wikitext.list_titles)
+
+    assert patterns
+    assert not [pattern for pattern in patterns if re.search(pattern, "") or re.search(pattern, "###")]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_nothing_in_a_language_file_is_empty(code):
+    language = load_language(code)
+
+    for group in (language.wikitext, language.reverse, language.grounded, language.rules):
+        assert all(astuple(group))
+
+
+@pytest.mark.parametrize(
+    ("code", "refusal", "answer"),
+    [
+        ("en", "I'm sorry, but I can't help with that.", "The bridge was built in 1932."),
+        ("fr", "Je suis désolé, mais je ne peux pas répondre à cette question.", "Le pont fut construit en 1932."),
+        ("es", "Lo siento, pero no puedo responder a esa pregunta.", "El puente se construyó en 1932."),
+        ("ru", "Извините, но я не могу ответить на этот вопрос.", "Мост построили в 1932 году."),
+        ("zh", "抱歉，我无法回答这个问题。", "这座桥建于1932年。"),
+    ],
+)
+def test_refusals_are_known_from_answers(code, refusal, answer):
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in load_language(code).rules.refusal]
+
+    assert any(pattern.search(refusal) for pattern in patterns)
+    assert not any(pattern.search(answer) for pattern in patterns)

@@ -1,0 +1,161 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.knowledge.records import jsonl_rows, parquet_rows, plain_sections, read_jsonl, read_parquet, read_text
+from pipeline.languages import load_language
+
+ENGLISH = load_language("en")
+
+
+def documents(reader, path):
+    return list(reader(path, ENGLISH, source="", licence="CC0 1.0"))
+
+
+def test_a_jsonl_line_is_a_document(tmp_path):
+    path = tmp_path / "wiki.jsonl"
+    path.write_text(
+        '{"id": 12, "title": "Pipes", "text": "Old.", "url": "https://x.example/Pipes"}\n\n{"title": "B", "text": ""}\n'
+    )
+
+    first, second = documents(read_jsonl, path)
+
+    assert (first.id, first.title, first.source.url, first.source.licence) == (
+        "wiki-12",
+        "Pipes",
+        "https://x.example/Pipes",
+        "CC0 1.0",
+    )
+    assert first.sections()[0].text == "Old."
+    assert (second.id, second.skip) == ("wiki-wiki.jsonl:3", "page_without_text")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"title": "A"}', "line 2: has no text 'text'"),
+        (b'{"title": 5, "text": "x"}', "line 2: has no text 'title'"),
+        (b'{"title": "A", "text": null}', "line 2: has no text 'text'"),
+        (b"[1, 2]", "line 2: is not a JSON object"),
+        (b'"text"', "line 2: is not a JSON object"),
+        (b"{title: A}", "line 2: is not JSON"),
+        (b'{"title": "A", "text": "caf\xe9"}', "line 2: is not UTF-8"),
+        (b'{"title": "A", "text": "half a pair: \\ud83d"}', "line 2: is not Unicode"),
+    ],
+)
+def test_a_bad_line_is_refused_by_file_and_number(tmp_path, line, problem):
+    path = tmp_path / "wiki.jsonl"
+    path.write_bytes(b'{"title": "Fine", "text": "Fine \\ud83d\\ude00."}\n' + line + b"\n")
+
+    with pytest.raises(InputError) as error:
+        documents(read_jsonl, path)
+
+    assert f"wiki.jsonl: {problem}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+
+    assert list(jsonl_rows(tmp_path / "bom.jsonl")) == [(1, {"a": 1})]
+
+
+def test_parquet_rows_come_from_a_file_or_a_folder_in_the_order_of_its_names(tmp_path):
+    for name, titles in (("b.parquet", ["C"]), ("a.parquet", ["A", "B"])):
+        pq.write_table(pa.table({"title": titles, "text": ["x"] * len(titles)}), tmp_path / name)
+
+    assert [document.title for document in documents(read_parquet, tmp_path)] == ["A", "B", "C"]
+    assert [document.title for document in documents(read_parquet, tmp_path / "b.parquet")] == ["C"]
+
+
+def test_documents_of_several_parquet_files_have_different_ids(tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        pq.write_table(pa.table({"title": ["A", "B"], "text": ["x", "y"]}), tmp_path / name)
+
+    ids = [document.id for document in documents(read_parquet, tmp_path)]
+
+    assert len(set(ids)) == len(ids) == 4
+
+
+def test_a_parquet_file_that_lacks_a_column_is_refused_with_the_columns_it_has(tmp_path):
+    pq.write_table(pa.table({"title": ["A"], "body": ["x"]}), tmp_path / "a.parquet")
+
+    with pytest.raises(InputError, match=r"a\.parquet: lacks the column 'text'; it has title, body"):
+        documents(read_parquet, tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"PAR1 no", "is not Parquet"), (b"", "is not Parquet")])
+def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path, content, problem):
+    (tmp_path / "a.parquet").write_bytes(content)
+
+    with pytest.raises(InputError, match=rf"a\.parquet: {problem}"):
+        list(parquet_rows(tmp_path / "a.parquet", ()))
+
+
+def test_a_column_of_another_type_is_refused_by_its_row(tmp_path):
+    pq.write_table(pa.table({"title": ["A"], "text": [5]}), tmp_path / "a.parquet")
+
+    with pytest.raises(InputError, match=r"a\.parquet: row 0: has no text 'text'"):
+        documents(read_parquet, tmp_path / "a.parquet")
+
+
+def test_a_folder_of_texts_is_a_document_a_file(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "Uilleann_pipes.txt").write_text("Old.")
+    (tmp_path / "b" / "Kora.md").write_text("# Kora\n\nA harp.\n\n## Use\n\nMuch.")
+    (tmp_path / "notes.pdf").write_text("no")
+
+    kora, pipes = sorted(documents(read_text, tmp_path), key=lambda document: document.title)
+
+    assert (pipes.title, pipes.sections()[0].text) == ("Uilleann pipes", "Old.")
+    assert [(s.heading, s.text) for s in kora.sections()] == [("Kora", "A harp."), ("Use", "Much.")]
+
+
+def test_texts_of_one_name_in_different_folders_have_different_ids(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "index.md").write_text("Text.")
+
+    ids = [document.id for document in documents(read_text, tmp_path)]
+
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "problem"),
+    [
+        (read_jsonl, "gone.jsonl", "No such file"),
+        (read_parquet, "gone.parquet", "No such file"),
+        (read_text, "gone.txt", "No such file"),
+        (read_text, "empty", "holds no .txt or .md file"),
+        (read_parquet, "empty", "holds no Parquet file"),
+        (read_text, "latin1.txt", "is not UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path, reader, name, problem):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+
+    with pytest.raises(InputError) as error:
+        documents(reader, tmp_path / name)
+
+    assert name in str(error.value)
+    assert problem in str(error.value)
+
+
+def test_plain_text_is_one_section_without_a_heading():
+    assert [(s.heading, s.text) for s in plain_sections("One.\r\n\r\n\r\n\r\nTwo.\n")] == [("", "One.\n\nTwo.")]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_no_word_of_a_plain_text_is_lost(text):
+    sections = plain_sections(text)
+
+    kept = " ".join(f"{section.heading} {section.text}" for section in sections if section.text)
+    headings = " ".join(section.heading for section in sections)
+    assert not set(kept.split()) - set(text.replace("\r\n", "\n").split()) - set(headings.split())
+    if "#" not in text and "==" not in text:
+        assert kept.split() == text.split()
