@@ -17,13 +17,13 @@ PAGES = {
     "en": {
         "Tide pool": "A tide pool is a hollow in coastal rock that keeps its sea water when the tide goes out.\n\n"
         "== Life ==\nSnails, crabs and anemones live there, and bear heat, cold and rain until the sea comes back for them.",
-        "Dry stone wall": "A dry stone wall is built of stones alone: no mortar holds it together, only the weight of each stone.\n\n"
+        "Dry stone wall": "A dry stone wall is built of stones alone: no mortar holds it, only the weight of each stone.\n\n"
         "== Building ==\nTwo faces lean towards each other, small stones fill the gap, and long ones tie the faces together.",
     },
     "fr": {
-        "Four à pain": "Le four à pain du village servait à toutes les familles, qui y cuisaient chacune leur jour de la semaine.\n\n"
-        "== Usage ==\nOn le chauffait avec des fagots, on retirait la braise, puis les miches cuisaient dans la chaleur des pierres.",
-        "Lavoir": "Le lavoir est un bassin public, alimenté par une source, où l’on rinçait le linge après la lessive de cendres.\n\n"
+        "Four à pain": "Le four à pain du village servait à toutes les familles, qui y cuisaient chacune à leur jour.\n\n"
+        "== Usage ==\nOn le chauffait avec des fagots, on retirait la braise, puis les miches cuisaient sur les pierres chaudes.",
+        "Lavoir": "Le lavoir est un bassin public, alimenté par une source, où l’on rinçait le linge après la lessive.\n\n"
         "== Histoire ==\nBeaucoup de communes en ont bâti au dix-neuvième siècle, pour que l’eau des puits reste propre et saine.",
     },
 }

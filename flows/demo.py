@@ -26,7 +26,8 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     with ProgressBar() as progress:
         dataset = build(recipe, out / "dataset", progress=progress)
     rows = dataset.count("train") + dataset.count("validation")
-    yield f"dataset: {rows} rows in {len(recipe.languages)} languages, {dataset.left} things left, each with a reason{_took(started)}"
+    languages = len(recipe.languages)
+    yield f"dataset: {rows} rows in {languages} languages, {dataset.left} things left, each with a reason{_took(started)}"
     started = time.monotonic()
     from malora import TrainingConfig, train_adapter
 

@@ -194,10 +194,10 @@ _ANSWER_GRAMMAR = "root ::= [A-Z] [^?\\n]{20,320}"
 """One paragraph, and an end to it: without a bound it goes round in circles until the limit."""
 
 
-def _defines(name: str, sentence: str, verb: str = "is|are|was|were") -> bool:
+def _defines(name: str, sentence: str, verb: str = "is|are|was|were", article: str = "(?:(?:an?|the) )?") -> bool:
     """Whether the sentence answers "What is NAME?": "a setter is a …", "is called a setter"."""
     name = re.escape(name)
-    says = rf"^(?:(?:an?|the) )?{name},? (?:{verb}) (?:an?|the|one|any|all)\b|\bcalled (?:an? |the )?{name}\b"
+    says = rf"^{article}{name},? (?:{verb}) (?:an?|the|one|any|all)\b|\bcalled {article}{name}\b"
     return re.search(says, sentence, re.IGNORECASE) is not None
 
 
@@ -229,8 +229,8 @@ class _Gates:
             return "question_without_subject"
         if not words or any(not self._knows(word, question) for word in words):
             return "question_beyond_sentence"
-        plain = re.fullmatch(r"What (is|are|was|were) (?:(?:an?|the) )?([^,]+?)\?", question)
-        defined = plain is None or len(plain[2].split()) > 4 or _defines(plain[2], self.focus, plain[1])
+        plain = re.fullmatch(r"What (is|are|was|were) ((?:an?|the) )?([^,]+?)\?", question)
+        defined = plain is None or len(plain[3].split()) > 4 or _defines(plain[3], self.focus, plain[1], plain[2] or "")
         return None if defined else "question_beyond_sentence"
 
     def _knows(self, word: str, question: str) -> bool:
