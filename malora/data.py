@@ -63,6 +63,7 @@ def find_files(data: Path) -> Source:
     if not data.exists():
         raise InputError(f"{data}: no such file or folder; expected a dataset folder made by `glotloom build`")
     if data.is_file():
+        _open(data).close()
         return Source(root=data.parent, train=(data,), validation=())
     finished = (data / "manifest.json").is_file()
     flat = sorted(data.glob("*.parquet"))
@@ -73,27 +74,34 @@ def find_files(data: Path) -> Source:
     train = tuple(file for file in files if file not in set(validation))
     if not train:
         raise InputError(f"{data}: no training rows; expected data/{{language}}_{{task}}/train-*.parquet")
+    for file in files:  # before a base model is loaded and a folder made
+        _open(file).close()
     return Source(root=data, train=train, validation=validation)
 
 
 def read_rows(file: Path) -> Iterator[Row]:
     """The rows of one Parquet file; ``id`` may be missing (then it is the file's name and the row's number)."""
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    with parquet:
-        schema = parquet.schema_arrow
-        for column in ("language", "task", "messages"):
-            if column not in schema.names:
-                raise InputError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
-        _check_messages_type(file, schema.field("messages").type)
-        columns = [name for name in ("id", "language", "task", "messages") if name in schema.names]
+    with _open(file) as parquet:
+        columns = [name for name in ("id", "language", "task", "messages") if name in parquet.schema_arrow.names]
         number = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=columns):
             for values in batch.to_pylist():
                 yield _row(file, number, values)
                 number += 1
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    """The Parquet file, once it has the columns that training reads."""
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    schema = parquet.schema_arrow
+    for column in ("language", "task", "messages"):
+        if column not in schema.names:
+            raise InputError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
+    _check_messages_type(file, schema.field("messages").type)
+    return parquet
 
 
 def _check_messages_type(file: Path, kind: Any) -> None:

@@ -42,10 +42,10 @@ def pool_stage(recipe: Recipe, task: str) -> Stage:
     """The rows of one pool that may stay: in a wanted language, a faithful translation, not culture-bound in translation."""
     pool = recipe.agnostic[task]  # type: ignore[index]  # the keys are literals
     path = recipe.path(pool.path)
-    config = asdict(pool) | {"path": Path(pool.path).name, "budget": sorted(pool.budget), "task": task}
+    config = asdict(pool) | {"path": Path(pool.path).name, "budget": _wanted(pool), "task": task}
     return Stage(
         name=f"pool-{task}",
-        version=1,
+        version=2,
         run=functools.partial(_read_pool, pool=pool, path=path, task=task),
         config=config,
         files=(path,),
@@ -54,7 +54,7 @@ def pool_stage(recipe: Recipe, task: str) -> Stage:
 
 
 def _read_pool(run: StageRun, *, pool: Agnostic, path: Path, task: str) -> None:
-    wanted = {language for language, budget in pool.budget.items() if budget}
+    wanted = set(_wanted(pool))
     originals = _originals(pool, path, task)
     kept = 0
     for done, row in enumerate(_samples(pool, path, task), 1):
@@ -73,6 +73,11 @@ def _read_pool(run: StageRun, *, pool: Agnostic, path: Path, task: str) -> None:
         if set(run.reasons) == {"row_without_messages"}:
             reasons += f"; a row needs a column 'messages', or a pair such as {_PAIRS[1][0]!r} and {_PAIRS[1][1]!r}"
         raise InputError(f"{path}: gives no row for {task!r}: {reasons}")
+
+
+def _wanted(pool: Agnostic) -> list[str]:
+    """The languages of which something is to be kept; how much is the last stage's affair."""
+    return sorted(language for language, budget in pool.budget.items() if budget)
 
 
 def _originals(pool: Agnostic, path: Path, task: str) -> dict[str, Sample]:
@@ -136,18 +141,26 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _messages(raw: dict[str, Any]) -> tuple[Message, ...] | None:
     """The turns of a row in any of the usual layouts, or None."""
-    turns = raw.get("messages") or raw.get("conversations")
-    try:
-        if isinstance(turns, list) and turns:
-            return tuple(Message(_ROLES[t.get("role") or t["from"]], str(t.get("content") or t.get("value") or "")) for t in turns)
-        if isinstance(raw.get("data"), list):
-            return tuple(Message(("user", "assistant")[i % 2], str(text)) for i, text in enumerate(raw["data"]))
-    except (KeyError, AttributeError):
-        return None
+    turns = raw.get("messages") or raw.get("conversations") or raw.get("data")
+    if isinstance(turns, list) and turns:
+        messages = [_message(number, turn) for number, turn in enumerate(turns)]
+        return tuple(message for message in messages if message) if all(messages) else None
     for question, answer in _PAIRS:
         if isinstance(raw.get(question), str) and isinstance(raw.get(answer), str):
-            return Message("user", raw[question]), Message("assistant", raw[answer])
+            more = raw.get("input")  # what an Alpaca row's instruction is about
+            asked = f"{raw[question]}\n\n{more}" if isinstance(more, str) and more.strip() else raw[question]
+            return Message("user", asked), Message("assistant", raw[answer])
     return None
+
+
+def _message(number: int, turn: Any) -> Message | None:
+    """One turn as `{role, content}`, `{from, value}` or, user and assistant by turns, as a text."""
+    if isinstance(turn, str):
+        return Message(("user", "assistant")[number % 2], turn)
+    if not isinstance(turn, dict):
+        return None
+    role, content = _ROLES.get(str(turn.get("role", turn.get("from")))), turn.get("content", turn.get("value"))
+    return Message(role, content) if role and isinstance(content, str) else None
 
 
 def prune_stage(recipe: Recipe, inputs: Stage) -> Stage:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from langdetect import detector_factory
+from langdetect.lang_detect_exception import LangDetectException
 
 BACKEND = "langdetect"
 """Which engine ran; part of the fingerprint of every stage that identifies."""
@@ -53,7 +54,10 @@ def identify(text: str, languages: Iterable[str]) -> Identified:
     detector.seed = _SEED
     detector.set_prior_map(_prior(tuple(sorted(languages))))
     detector.append(text)
-    best = max(detector.get_probabilities(), key=lambda p: (p.prob, p.lang), default=None)
+    try:
+        best = max(detector.get_probabilities(), key=lambda p: (p.prob, p.lang), default=None)
+    except LangDetectException:  # a script of which it knows no language
+        best = None
     return Identified(best.lang[:2], float(best.prob)) if best else Identified(UNDETERMINED, 0.0)
 
 

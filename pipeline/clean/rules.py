@@ -42,7 +42,7 @@ def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
     run = functools.partial(_run, rules=[*row_rules(recipe.languages, recipe.clean.min_answer_characters), *own])
     if files:
         config["own"] = [text.rpartition(":")[2] for text in recipe.clean.rules]
-    return Stage(name="rules", version=1, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
+    return Stage(name="rules", version=2, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
 
 
 def _run(run: StageRun, *, rules: list[Rule]) -> None:
@@ -75,7 +75,9 @@ def row_rules(languages: tuple[str, ...], min_answer_characters: int) -> list[Ru
 
 def turns_alternate(sample: Sample) -> tuple[str, str] | None:
     """An optional system turn, then user and assistant in turn, the assistant last, nothing empty on the user's side."""
-    roles = [m.role for m in sample.messages if m.role != "system"]
+    roles = [m.role for m in sample.messages]
+    if roles[:1] == ["system"]:
+        del roles[0]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         return "turns_do_not_alternate", " ".join(roles) or "no turn"
     if any(not m.content.strip() for m in sample.messages if m.role == "user"):

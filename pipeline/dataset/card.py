@@ -76,7 +76,7 @@ def _body(recipe: dict[str, Any], configs: dict[str, Any], stages: list[dict[str
         "```python",
         "from datasets import load_dataset",
         "",
-        'load_dataset("path/to/this/folder")                 # everything',
+        'load_dataset("path/to/this/folder")  # everything',
         f'load_dataset("path/to/this/folder", "{sorted(configs)[0]}")',
         "```",
         "",

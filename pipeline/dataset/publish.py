@@ -46,7 +46,8 @@ def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> N
     fingerprint = content_hash(FORMAT, [folder.name for folder in folders], recipe_to_json(recipe), digits=16)
     fresh = out / _FRESH_FOLDER
     shutil.rmtree(fresh, ignore_errors=True)
-    if _published(out, fingerprint):
+    if (manifest := _published(out, fingerprint)) is not None:
+        write_text(out / "README.md", card(manifest))  # the card's words may have changed since
         return
     try:
         fresh.mkdir(parents=True)
@@ -87,13 +88,15 @@ def _main_reasons(reports: Sequence[StepReport]) -> str:
     return "most left at " + ", ".join(f"{stage} ({reason} {-n})" for n, stage, reason in sorted(left)[:3])
 
 
-def _published(out: Path, fingerprint: str) -> bool:
+def _published(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of the dataset in `out` when it is this one, whole."""
     from pipeline.dataset.folder import open_dataset
 
     try:
-        return bool(open_dataset(out).manifest["fingerprint"] == fingerprint)
+        manifest = open_dataset(out).manifest
     except InputError:
-        return False
+        return None
+    return manifest if manifest["fingerprint"] == fingerprint else None
 
 
 def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:

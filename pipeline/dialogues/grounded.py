@@ -61,8 +61,8 @@ async def grounded_dialogues(
     """
     waiting = iter(passages)
     under_way: deque[tuple[Passage, asyncio.Task[Dialogue | Refused]]] = deque()
-    made, outcomes, failures = 0, 0, 0
-    last_error = ""
+    made = 0
+    failures = _Failures()
 
     def start_more() -> None:
         # Twice what is still wanted at most: what overshoots is paid for and thrown away.
@@ -77,14 +77,9 @@ async def grounded_dialogues(
         while under_way:
             passage, task = under_way.popleft()
             outcome = await task
-            outcomes += 1
             made += isinstance(outcome, Dialogue)
-            error = outcome.detail if isinstance(outcome, Refused) and outcome.reason == "teacher_failed" else ""
-            failures = failures + 1 if error and error == last_error else int(bool(error))
-            last_error = error
             start_more()
-            if failures >= HOPELESS_FAILURES or (failures == outcomes and not under_way):
-                raise WorkError(f"{failures} passages in a row failed alike, nothing more is asked: {error}")
+            failures.count(outcome, is_last=not under_way)
             yield passage, outcome
             if made >= count:
                 return
@@ -92,6 +87,23 @@ async def grounded_dialogues(
         for _, task in under_way:
             task.cancel()
         await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+
+
+class _Failures:
+    """Counts passages that fail in a row with one error, and calls the run off when there is no hope."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._error = ""
+        self._outcomes = 0
+
+    def count(self, outcome: Dialogue | Refused, *, is_last: bool) -> None:
+        error = outcome.detail if isinstance(outcome, Refused) and outcome.reason == "teacher_failed" else ""
+        self._in_a_row = self._in_a_row + 1 if error and error == self._error else int(bool(error))
+        self._error = error
+        self._outcomes += 1
+        if self._in_a_row >= HOPELESS_FAILURES or (is_last and self._in_a_row == self._outcomes):
+            raise WorkError(f"{self._in_a_row} passages in a row failed alike, nothing more is asked: {error}")
 
 
 async def grounded_dialogue(

@@ -19,7 +19,7 @@ from pipeline.dialogues.prompts import Ask, Attempt, Kind
 from pipeline.languages import Language
 from pipeline.sample import Message, Passage, content_hash
 
-MAX_ATTEMPTS = {"question": 8, "depth": 5, "width": 5}
+MAX_ATTEMPTS = {"question": 6, "depth": 3, "width": 3}
 """Questions asked for one turn before it is given up."""
 FOCUS_WORDS = (8, 36)
 """Shorter sentences hold nothing to ask for, in longer ones the model loses itself."""
@@ -74,6 +74,7 @@ _UNANCHORED = re.compile(
 _GENERIC = frozenset({"name", "kind", "type", "term", "word"})
 """What a question may hold beyond its sentence."""
 _PRONOUN = re.compile(r"\b(?:it|he|she|they|him|them|his|her|their|its|this|these|those|there)\b", re.IGNORECASE)
+_TRADE = re.compile(r"\b(?:\w{3,}(?:er|or|ist|ian|ess)|poet|king|queen|saint|monk|nun|judge|god|cook)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|never|without|neither|nor|none|hardly|rather than)\b|n[’']t\b", re.IGNORECASE)
 
 
@@ -119,7 +120,7 @@ _OPENINGS = (
 class SmallTeacherPrompts:
     """Attempts sentence by sentence; a follow-up in depth stays in its section, one in width goes to another."""
 
-    version = content_hash(_QUESTION_TASK, _ANSWER_TASK, _EXAMPLES, [o.grammar for o in _OPENINGS], MAX_ATTEMPTS)
+    version = content_hash(_QUESTION_TASK, _ANSWER_TASK, _EXAMPLES, [opening.grammar for opening in _OPENINGS], MAX_ATTEMPTS)
 
     def __init__(self, language: Language) -> None:
         self._function_words = frozenset(language.rules.function_words)
@@ -131,13 +132,15 @@ class SmallTeacherPrompts:
         subject = content_words(title, self._function_words)
         focuses.sort(key=lambda focus: not _shares_word(content_words(focus, self._function_words), subject))
         if kind == "question":
-            focuses.sort(key=lambda focus: not _defines(title, focus))
+            focuses.sort(key=lambda focus: _definition(title, focus) is None)
         left = MAX_ATTEMPTS[kind]
         for focus in focuses:
             openings = [opening for opening in _OPENINGS if opening.answer.search(focus)]
             draw.shuffle(openings)
-            if _defines(title, focus):
-                openings.sort(key=lambda opening: not opening.grammar.startswith('"What'))
+            if said := _definition(title, focus):
+                openings.insert(
+                    0, _Opening(f'"What {said["verb"]} {(said["article"] or "").lower()}"', re.compile("^What "), re.compile(""))
+                )
             for opening in openings[:2]:
                 if left == 0:
                     return
@@ -194,11 +197,19 @@ _ANSWER_GRAMMAR = "root ::= [A-Z] [^?\\n]{20,320}"
 """One paragraph, and an end to it: without a bound it goes round in circles until the limit."""
 
 
-def _defines(name: str, sentence: str, verb: str = "is|are|was|were", article: str = "(?:(?:an?|the) )?") -> bool:
-    """Whether the sentence answers "What is NAME?": "a setter is a …", "is called a setter"."""
-    name = re.escape(name)
-    says = rf"^{article}{name},? (?:{verb}) (?:an?|the|one|any|all)\b|\bcalled {article}{name}\b"
-    return re.search(says, sentence, re.IGNORECASE) is not None
+def _definition(name: str, sentence: str) -> re.Match[str] | None:
+    """The opening of a sentence that answers "What is NAME?": "A setter is a …", "Adire, a cloth of Nigeria, is the …".
+
+    Not when NAME may be a person, who is no "what": no article before it, and capitals in it or somebody's trade after it.
+    """
+    says = (
+        rf"^(?P<article>(?:an?|the) )?{re.escape(name)}(?:, [^,]+,| \([^()]+\))? (?P<verb>is|are|was|were) (?:an?|the|one|any|all) "
+    )
+    said = re.search(says, sentence, re.IGNORECASE)
+    if said is None or said["article"]:
+        return said
+    person = re.search(r"\b[A-Z]", name[1:]) or _TRADE.search(" ".join(sentence[said.end() :].split()[:8]))
+    return None if person else said
 
 
 def _is_askable(sentence: str) -> bool:
@@ -230,8 +241,11 @@ class _Gates:
         if not words or any(not self._knows(word, question) for word in words):
             return "question_beyond_sentence"
         plain = re.fullmatch(r"What (is|are|was|were) ((?:an?|the) )?([^,]+?)\?", question)
-        defined = plain is None or len(plain[3].split()) > 4 or _defines(plain[3], self.focus, plain[1], plain[2] or "")
-        return None if defined else "question_beyond_sentence"
+        if plain is None or len(plain[3].split()) > 4:
+            return None
+        said = _definition(plain[3], self.focus)
+        same = said and (said["verb"], (said["article"] or "").lower()) == (plain[1], plain[2] or "")
+        return None if same else "question_beyond_sentence"
 
     def _knows(self, word: str, question: str) -> bool:
         """The sentence has the word; after do, does, did an irregular verb needs only its first two letters (bring, brought)."""

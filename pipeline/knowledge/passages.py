@@ -41,6 +41,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
         "language": code,
         "seed": recipe.seed,
         "languages": recipe.languages,
+        "wikitext": content_hash(asdict(load_language(code).wikitext)),
     }
     return Stage(
         name=f"passages-{code}",
@@ -148,20 +149,28 @@ def segments(sections: list[Section], segment_tokens: int) -> list[list[Section]
     split at a sentence end, or stands alone when it has none. A last segment of less than half the length joins the one before
     (UltraLink loses it, and loses the line that overflows).
     """
-    result: list[list[tuple[str, str]]] = [[]]
-    lengths = [0]
+    result: list[list[tuple[str, str, int]]] = [[]]
     for section in sections:
         for paragraph in section.text.split("\n\n"):
             for piece in _pieces(paragraph, segment_tokens):
                 tokens = estimate_tokens(piece)
-                if lengths[-1] and lengths[-1] + tokens > segment_tokens:
-                    result.append([])
-                    lengths.append(0)
-                result[-1].append((section.heading, piece))
-                lengths[-1] += tokens
-    if len(result) > 1 and lengths[-1] < segment_tokens / 2:
+                if result[-1] and _tokens(result[-1]) + tokens > segment_tokens:
+                    result.append(_announcement(result[-1], section.heading, segment_tokens - tokens))
+                result[-1].append((section.heading, piece, tokens))
+    if len(result) > 1 and _tokens(result[-1]) < segment_tokens / 2:
         result[-2].extend(result.pop())
     return [_merge(segment) for segment in result if segment]
+
+
+def _tokens(segment: list[tuple[str, str, int]]) -> int:
+    return sum(tokens for _, _, tokens in segment)
+
+
+def _announcement(segment: list[tuple[str, str, int]], heading: str, room: int) -> list[tuple[str, str, int]]:
+    """The last paragraph taken off the segment where it announces what follows (`They are:`), if that has room for it."""
+    last_heading, text, tokens = segment[-1]
+    moves = len(segment) > 1 and last_heading == heading and text.endswith((":", "：")) and tokens <= room
+    return [segment.pop()] if moves else []
 
 
 def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
@@ -175,9 +184,9 @@ def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def _merge(pieces: list[tuple[str, str]]) -> list[Section]:
+def _merge(pieces: list[tuple[str, str, int]]) -> list[Section]:
     sections: list[tuple[str, list[str]]] = []
-    for heading, piece in pieces:
+    for heading, piece, _ in pieces:
         if sections and sections[-1][0] == heading:
             sections[-1][1].append(piece)
         else:

@@ -79,10 +79,12 @@ def formula(latex: str) -> str:
 
 
 def raised(text: str) -> str:
-    """A superscript in one line: `10¹⁸`, `2^n`, but `19th`."""
+    """A superscript in one line: `10¹⁸`, `H⁺`, `2^n`, but `19th`."""
+    if _FIGURES.fullmatch(text):
+        return text.translate(_SUPERSCRIPTS)
     if _ORDINAL.fullmatch(text.strip()):
         return text.strip()
-    return text.translate(_SUPERSCRIPTS) if _FIGURES.fullmatch(text) else f"^{text}" if text.isalnum() else f"^({text})"
+    return f"^{text}" if text.isalnum() else f"^({text})"
 
 
 def lowered(text: str) -> str:

@@ -136,6 +136,11 @@ def _fraction(values: Sequence[str], named: Mapping[str, str]) -> str:
     return f"{whole}{over}/{under}"
 
 
+def _chemical(values: Sequence[str], named: Mapping[str, str]) -> str:
+    """`{{chem|SO|4|2-}}`: SO₄²⁻."""
+    return "".join(raised(value) if value.endswith(("+", "-", "−")) else lowered(value) for value in values)
+
+
 def _century(values: Sequence[str], named: Mapping[str, str]) -> str:
     """French `{{s-|XIX|e}}`; the Russian template of the name keeps words together."""
     if not _ROMAN.fullmatch(values[0]):
@@ -176,7 +181,7 @@ _SHAPES: Mapping[str, Shape] = {
     **dict.fromkeys(("circa", "c."), _before("c. ")),
     **dict.fromkeys(("frac", "sfrac"), _fraction),
     **dict.fromkeys(("s", "siècle"), _century),
-    **dict.fromkeys(("chem", "chem2"), lambda values, named: "".join(map(lowered, values))),
+    **dict.fromkeys(("chem", "chem2"), _chemical),
     "sub": lambda values, named: lowered(values[0]),
     "sup": lambda values, named: raised(values[0]),
     **dict.fromkeys(("angbr", "vr"), lambda values, named: f"⟨{values[0]}⟩"),

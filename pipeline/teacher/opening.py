@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.errors import InputError
 from pipeline.recipe import Teacher
@@ -33,6 +34,8 @@ async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterat
         else:
             if not teacher.base_url:
                 raise InputError(f"teachers.{name}.base_url is missing: a teacher of kind 'openai' needs its address")
+            if "@" in urlsplit(teacher.base_url).netloc:
+                raise InputError(f"teachers.{name}.base_url holds a user or password: name a variable in api_key_env instead")
             model, base_urls, max_concurrency = teacher.model, (teacher.base_url,), teacher.max_concurrency
             parameters = {"temperature": teacher.temperature}
         kept = Ledger(ledger)

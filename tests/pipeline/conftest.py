@@ -24,6 +24,7 @@ from pipeline.stage import Stage, StageRun, StepReport, rows_of, run_stage, stag
 
 # A busy machine is no failure.
 settings.register_profile("glotloom", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=3000)  # pytest --hypothesis-profile thorough
 settings.load_profile("glotloom")
 
 Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import stage as stage_module
@@ -162,6 +162,7 @@ def test_rows_past_a_parts_end_go_into_the_next_part(tmp_path, sample, monkeypat
     assert row_count(folder) == 9
 
 
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["keep", "make two", "make none", "drop", "pass over"]), max_size=30))
 def test_every_row_that_comes_in_is_used_or_dropped_for_a_reason(tmp_path_factory, sample, fates):
     def run(run):

@@ -258,3 +258,15 @@ def test_a_key_that_is_missing_or_unusable_is_wrong_input(
         asyncio.run(run())
     assert says in str(error.value) and "a\nb" not in str(error.value)
     assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    teacher = Teacher(kind="openai", base_url=f"http://me:{KEY}@127.0.0.1:9/v1", model="m")
+
+    async def run() -> None:
+        async with open_teacher("main", teacher, tmp_path / "ledger.sqlite"):
+            pass
+
+    with pytest.raises(InputError, match=r"teachers\.main\.base_url holds a user or password") as error:
+        asyncio.run(run())
+    assert KEY not in str(error.value)

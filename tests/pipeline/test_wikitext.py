@@ -86,6 +86,7 @@ def test_a_link_to_a_category_in_a_sentence_is_its_words():
             "It holds {{chem|H|2|O}} at 10<sup>-5</sup> and x<sub>1</sub> on the 19<sup>th</sup>.",
             "It holds H₂O at 10⁻⁵ and x₁ on the 19th.",
         ),
+        ("en", "{{chem|SO|4|2-}} and H<sup>+</sup> meet.", "SO₄²⁻ and H⁺ meet."),
         ("en", "It grew 2<sup>n</sup>-fold{{snd}}fast.", "It grew 2^n-fold – fast."),
         ("en", "The letter {{angbr|a}} is first.", "The letter ⟨a⟩ is first."),
         ("en", "About {{val|6.241|e=18}} of them.", "About 6.241 × 10¹⁸ of them."),

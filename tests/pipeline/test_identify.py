@@ -1,0 +1,70 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clean.identify import UNDETERMINED, identify, mask
+
+RECIPE = ("en", "es", "fr", "ru", "zh")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The bridge was built in the nineteenth century by local people.", "en"),
+        ("Le pont a été construit au dix-neuvième siècle par les habitants.", "fr"),
+        ("El puente fue construido en el siglo diecinueve por los vecinos.", "es"),
+        ("Мост был построен в девятнадцатом веке местными жителями.", "ru"),
+        ("这座桥是十九世纪由当地人建造的。", "zh"),
+        ("這座橋是十九世紀由當地人建造的。", "zh"),
+        ("この橋は十九世紀に地元の人々によって建てられました。", "ja"),
+        ("이 다리는 19세기에 지역 주민들이 지었습니다.", "ko"),
+        ("Die Brücke wurde im neunzehnten Jahrhundert von den Bewohnern gebaut.", "de"),
+        ("用Python写一个函数，返回列表中的最大值。", "zh"),
+    ],
+)
+def test_a_sentence_is_enough_to_tell(text, language):
+    assert identify(text, RECIPE).language == language
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Oui.", "OK, 42!", "1 + 1 = 2", "😀😀😀", "`print(value)`", "https://example.org/a/long/path/of/words", "字"]
+)
+def test_what_is_too_short_or_no_language_is_undetermined(text):
+    found = identify(text, RECIPE)
+
+    assert (found.language, found.score) == (UNDETERMINED, 0.0)
+
+
+def test_a_script_that_is_not_known_is_undetermined():
+    assert identify("ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ", RECIPE).language == UNDETERMINED
+
+
+def test_the_recipes_languages_are_preferred_between_neighbours():
+    text = "La casa es de color verde, grande y bonita."
+
+    assert identify(text, ("es", "en")).language == "es"
+
+
+def test_code_and_formulas_do_not_count():
+    text = (
+        "Voici la fonction demandée, elle additionne deux nombres :\n```python\n"
+        + "return the sum of the two values\n" * 20
+        + "```"
+    )
+
+    assert identify(text, RECIPE).language == "fr"
+    assert mask("a `b` $c$ \\(d\\) https://e.f ```g\nh").split() == ["a"]
+
+
+def test_one_text_has_one_answer():
+    text = "Es ist nicht leicht to say which langue ceci est, pero bueno."
+
+    assert len({identify(text, RECIPE) for _ in range(5)}) == 1
+
+
+@given(st.text(max_size=120))
+def test_any_text_is_identified_without_an_error(text):
+    found = identify(text, RECIPE)
+
+    assert 0 <= found.score <= 1
+    assert found.language == UNDETERMINED or len(found.language) == 2
