@@ -23,10 +23,9 @@ from prefect.states import Failed
 
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
-from pipeline.build import finish, plan, prepare
+from pipeline.build import finish, plan, workspace
 from pipeline.dataset import DatasetFolder, open_dataset
 from pipeline.dataset.folder import SPLITS
-from pipeline.files import WorkLock
 from pipeline.stage import Progress, Stage, StepReport, finished, run_stage, stage_folder
 
 _ASKS_A_TEACHER = ("grounded-", "closed_book-")
@@ -67,8 +66,7 @@ def build_dataset(recipe: str, out: str, overrides: Sequence[str] = ()) -> Build
     try:
         recipe, folder = str(Path(recipe).expanduser()), place(out, "out")
         stages = plan(find_recipe(recipe, overrides))
-        work = prepare(stages, folder)
-        with WorkLock(work):
+        with workspace(stages, folder) as work:
             done = [_task_of(stage.name)(recipe, overrides, str(work), stage.name) for stage in stages]
             publish_dataset(recipe, overrides, str(work), str(folder))
     except (InputError, WorkError) as error:

@@ -111,13 +111,15 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[s
 
 
 def pick_examples(rows: Sequence[Row], count: int = 2) -> list[Row]:
-    """One row of each of ``count`` languages; English comes last, since an adapter changes it least."""
+    """One row of each of ``count`` languages, English first, each of another task as far as there are others."""
     asked = [row for row in rows if any(turn["role"] == "assistant" for turn in row.messages[1:])]
-    by_language: dict[str, Row] = {}
-    for row in asked:
-        by_language.setdefault(row.language, row)
-    ordered = sorted(by_language.values(), key=lambda row: (row.language == "en", row.language))
-    return (ordered + [row for row in asked if row not in ordered])[:count]
+    chosen: list[Row] = []
+    for language in sorted({row.language for row in asked}, key=lambda code: (code != "en", code)):
+        own = [row for row in asked if row.language == language]
+        shown = {row.task for row in chosen}
+        # the last task by name first: what is computed (math, code) can be told right from wrong at a glance
+        chosen.append(max(own, key=lambda row: (row.task not in shown, row.task)))
+    return (chosen + [row for row in asked if row not in chosen])[:count]
 
 
 def prompts_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.agnostic import pool_stage, prune_stage
@@ -17,7 +17,7 @@ from pipeline.dataset import DatasetFolder, open_dataset
 from pipeline.dataset.publish import WORK_FOLDER, check_output, publish
 from pipeline.dialogues import dialogue_stages
 from pipeline.errors import InputError
-from pipeline.files import WorkLock, write_json, write_text
+from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write_text
 from pipeline.knowledge import passage_stage
 from pipeline.recipe import Recipe
 from pipeline.report import dataset_report
@@ -33,7 +33,8 @@ def plan(recipe: Recipe) -> list[Stage]:
     exact = exact_duplicate_stage(rules)
     near = near_duplicate_stage(exact, recipe.clean.near_duplicate_threshold)
     clean = decontaminate_stage(recipe, near)
-    return [*passages.values(), *dialogues, *pools, rules, exact, near, clean, prune_stage(recipe, clean)]
+    # Pools before dialogues: what is wrong with a file shows before a teacher is asked.
+    return [*passages.values(), *pools, *dialogues, rules, exact, near, clean, prune_stage(recipe, clean)]
 
 
 def build(recipe: Recipe, out: Path, *, work: Path | None = None, progress: Progress = silent) -> DatasetFolder:
@@ -43,35 +44,40 @@ def build(recipe: Recipe, out: Path, *, work: Path | None = None, progress: Prog
     where the recipe's files or `out` are not what they should be, WorkError when the disk is full or a teacher goes away.
     """
     stages = plan(recipe)
-    work = prepare(stages, out, work)
-    with WorkLock(work):
-        try:
-            for stage in stages:
-                run_stage(stage, work, progress)
-            return finish(recipe, stages, work, out)
-        except InputError:
-            remove_unused(out, work)
-            raise
+    with workspace(stages, out, work) as folder:
+        for stage in stages:
+            run_stage(stage, folder, progress)
+        return finish(recipe, stages, folder, out)
 
 
-def prepare(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Path:
-    """Check the output folder and the files that the stages read; returns the folder of the unfinished stages."""
+@contextmanager
+def workspace(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Iterator[Path]:
+    """The folder of the unfinished stages, locked, once the output folder and the files that the stages read are checked.
+
+    After refused input nothing stays behind but finished stages.
+    """
     check_output(out)
     for path in (path for stage in stages for path in stage.files):
         if not path.exists():
             raise InputError(f"{path}: does not exist")
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path}: is empty")
-    work = work or out / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
-    return work
+    folder = work or out / WORK_FOLDER
+    with WorkLock(folder):
+        try:
+            yield folder
+        except InputError:
+            _remove_if_unused(folder, out)
+            raise
 
 
-def remove_unused(out: Path, work: Path) -> None:
-    """After refused input: a work folder in which no stage was finished goes, and the output folder if nothing else is in it."""
+def _remove_if_unused(work: Path, out: Path) -> None:
+    """Only what a build puts there before its first stage is finished, and folders that are empty then."""
     if not any(work.glob(f"*/{MANIFEST}")):
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):  # not empty, so it was there before
+        shutil.rmtree(work / HASHES_FOLDER, ignore_errors=True)
+        (work / LOCK_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: something else is in it
+            work.rmdir()
             out.rmdir()
 
 

@@ -13,6 +13,9 @@ from typing import Any, Self
 from pipeline.errors import InputError
 from pipeline.sample import content_hash
 
+HASHES_FOLDER = "file-hashes"
+LOCK_FILE = ".lock"
+
 
 def write_json(path: Path, value: Any) -> None:
     """Sorted, indented, durable and atomic: the file is there whole or not at all."""
@@ -50,7 +53,7 @@ class WorkLock:
     """One build at a time in a work folder; a second one is told who is there."""
 
     def __init__(self, work: Path) -> None:
-        self._path = work / ".lock"
+        self._path = work / LOCK_FILE
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ def file_hash(path: Path, work: Path) -> str:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         return content_hash([(str(p.relative_to(path)), file_hash(p, work)) for p in inside])
-    cache = work / "file-hashes" / content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    cache = work / HASHES_FOLDER / content_hash(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     if cache.exists():
         return cache.read_text("utf-8")
     with path.open("rb") as file:

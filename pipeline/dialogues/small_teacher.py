@@ -74,6 +74,15 @@ _UNANCHORED = re.compile(
 _GENERIC = frozenset({"name", "kind", "type", "term", "word"})
 """What a question may hold beyond its sentence."""
 _PRONOUN = re.compile(r"\b(?:it|he|she|they|him|them|his|her|their|its|this|these|those|there)\b", re.IGNORECASE)
+_IRREGULAR = {
+    forms.split()[0]: forms.split()[1:]
+    for forms in (
+        "bring brought|write wrote written|make made|take took taken|give gave given|hold held|begin began begun|sing sang sung|"
+        "wear wore worn|win won|lead led|build built|keep kept|tell told|become became|come came|grow grew grown|speak spoke|"
+        "teach taught|think thought|find found|lose lost|leave left|meet met|draw drew drawn|see saw seen|choose chose chosen"
+    ).split("|")
+}
+"""Base form to the past forms that share too few letters with it."""
 _TRADE = re.compile(r"\b(?:\w{3,}(?:er|or|ist|ian|ess)|poet|king|queen|saint|monk|nun|judge|god|cook)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|never|without|neither|nor|none|hardly|rather than)\b|n[’']t\b", re.IGNORECASE)
 
@@ -107,7 +116,7 @@ _OPENINGS = (
     _Opening(
         f'"Where " {_AUXILIARY}',
         re.compile("^Where "),
-        re.compile(rf"\b(?:in|at|on|near|from|across|throughout) (?:the )?(?:\w+ (?:of|and) )?(?!{_MONTH}|Christmas)[A-Z]\w+"),
+        re.compile(rf"\b(?:in|at|near|from|across|throughout) (?:the )?(?:\w+ (?:of|and) )?(?!{_MONTH}|Christmas)[A-Z]\w+"),
     ),
     _Opening(f'"Who " {_VERB}', re.compile("^Who "), re.compile(r"(?<!^)\b[A-Z][a-z]+")),
     _Opening(f'"What " {_BE}', re.compile("^What "), re.compile("")),
@@ -238,7 +247,7 @@ class _Gates:
             return "question_dangling"
         if self.first and sum(_shares_word([word], words) for word in subject) < 0.66 * len(subject):
             return "question_without_subject"
-        if not words or any(not self._knows(word, question) for word in words):
+        if not words or any(not self._knows(word) for word in words):
             return "question_beyond_sentence"
         plain = re.fullmatch(r"What (is|are|was|were) ((?:an?|the) )?([^,]+?)\?", question)
         if plain is None or len(plain[3].split()) > 4:
@@ -247,17 +256,18 @@ class _Gates:
         same = said and (said["verb"], (said["article"] or "").lower()) == (plain[1], plain[2] or "")
         return None if same else "question_beyond_sentence"
 
-    def _knows(self, word: str, question: str) -> bool:
-        """The sentence has the word; after do, does, did an irregular verb needs only its first two letters (bring, brought)."""
+    def _knows(self, word: str) -> bool:
+        """The sentence has the word in some form, be it irregular."""
         known = content_words(f"{self.title}. {self.focus}", self.function_words)
-        with_do = re.match(r"\w+ (?:do|does|did) ", question) is not None
-        return word in _GENERIC or any(alike(word, other) or (with_do and word[:2] == other[:2]) for other in known)
+        return word in _GENERIC or any(alike(word, other) or other in _IRREGULAR.get(word, ()) for other in known)
 
     def answer_fault(self, question: str, answer: str) -> str | None:
         if _UNANCHORED.search(answer):
             return "answer_dangling"
         asked_for = self.opening.answer.finditer(answer)
         if self.opening.answer.pattern and all(found.group() in question for found in asked_for):
+            return "answer_off_question"
+        if (who := re.match(r"Who (\w+)", question)) and not re.search(rf"[A-Z]\w+,? {who[1]}\b|\bby (?:\w+ ){{0,3}}[A-Z]", answer):
             return "answer_off_question"
         if (what := re.match(r"What (is|are|was|were) ", question)) and not re.search(rf"\b{what[1]}\b", answer):
             return "answer_off_question"

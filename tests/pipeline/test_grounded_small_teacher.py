@@ -72,6 +72,20 @@ CLUES = "A cryptic crossword is a crossword in which every clue is a small word 
         ),
         ("Sydney Opera House", ROOFS, "What is the Sydney Opera House?", "", "question_beyond_sentence"),
         (
+            "Sacred Harp",
+            "The roots of Sacred Harp lie in New England, where traveling teachers taught people to read music.",
+            "Who taught people Sacred Harp?",
+            "The roots of Sacred Harp lie in New England, where traveling teachers taught people to read music.",
+            "answer_off_question",
+        ),
+        (
+            "Croquet",
+            "Croquet was brought to London from Ireland by the merchant John Jaques in the 1850s.",
+            "Who did bring croquet to London?",
+            "Croquet was brought to London from Ireland by the merchant John Jaques in the 1850s.",
+            None,
+        ),
+        (
             "Malgudi",
             "Critics have compared Malgudi with William Faulkner's Yoknapatawpha County.",
             "What is the Malgudi of William Faulkner's Yoknapatawpha County?",
