@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -17,6 +18,9 @@ import click
 from flows.progress import ProgressBar
 from flows.recipes import find_recipe, shipped_recipes
 from pipeline import InputError, WorkError, __version__
+
+# What transformers and PEFT will rename concerns their callers, not the users of a command.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from pipeline.languages import Language
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""
 MIN_GROUNDED_SHARE = 0.7
-"""Of an answer's rare words. Good paraphrases of 70-word passages score .75 and more, inventions .2 to .6."""
+"""Of an answer's rare words. A judgement, made by reading; not yet measured on an able teacher's answers."""
 MIN_QUESTION_TOKENS = 3
 MAX_QUESTION_TOKENS = 40
 

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.clean.identify import UNDETERMINED, identify
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
+from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.languages import load_language
 from pipeline.recipe import Dialogues, Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
@@ -46,7 +47,8 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
             "temperature": teacher.temperature,
             "max_tokens": teacher.max_tokens,
         }
-        config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules))
+        own_prompts = SmallTeacherPrompts.version if teacher.kind == "local" else ""
+        config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules), own_prompts)
         config["languages"] = recipe.languages
         run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
     return Stage(
