@@ -132,14 +132,18 @@ class Prefect:
         return [p for p in psutil.process_iter() if _environment(p).get("PREFECT_HOME") == self.environment["PREFECT_HOME"]]
 
     def close(self) -> list[str]:
-        """End everything; returns the command lines of what had to be killed."""
+        """End everything; returns the command lines of what outlived the worker and the server.
+
+        Those two are Prefect's own and now and then take longer over SIGTERM than anybody should wait: they are killed then.
+        """
         for process in reversed(self._started):  # the worker before its server
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
         _, left = psutil.wait_procs(self.processes(), 5)
-        lines = [" ".join(straggler.cmdline()) for straggler in left if straggler.is_running()]
+        own = {process.pid for process in self._started}
+        lines = [" ".join(straggler.cmdline()) for straggler in left if straggler.is_running() and straggler.pid not in own]
         for straggler in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 straggler.kill()
