@@ -143,14 +143,15 @@ def train(recipe: str, data: Path, out: Path, replace: bool, json_progress: bool
         return
     with ProgressBar("steps") as progress:
         result = train_adapter(config, data, out, progress=progress, replace=replace)
-    click.echo(f"{out}: {_loss_line(result.record)}")
+    click.echo(f"{out}: {loss_line(result.record)}")
 
 
 def _print_json(phase: str, step: int, total: int | None) -> None:
     print(json.dumps({"event": "step", "phase": phase, "step": step, "total": total}), flush=True)
 
 
-def _loss_line(record: dict[str, Any]) -> str:
+def loss_line(record: dict[str, Any]) -> str:
+    """A training's record in one line."""
     before, after = record["validation"]["before"].get("all"), record["validation"]["after"].get("all")
     trainable = record["parameters"]["trainable"]
     if not before or not after or before["loss"] is None:

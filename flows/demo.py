@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.cli import write_report
+from flows.cli import loss_line, write_report
 from flows.progress import ProgressBar
 from flows.recipes import find_recipe
 from pipeline import build
@@ -35,9 +35,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
         record = train_adapter(
             TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress, replace=True
         ).record
-    before, after = (record["validation"][when]["all"]["loss"] for when in ("before", "after"))
-    parameters = record["parameters"]["trainable"]
-    yield f"adapter: {parameters:,} trained parameters, validation loss {before:.3f} → {after:.3f}{_took(started)}"
+    yield f"adapter: {loss_line(record)}{_took(started)}"
     write_report(dataset.path, out / "adapter", out / "report.html")
     yield f"report:  {out / 'report.html'}"
 

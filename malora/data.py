@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from malora.errors import InputError
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation")
+SPLIT_WORDS = {  # of a file's name; `latest`, `testament` and `devanagari` are none
+    "test": ("test",),
+    "validation": ("validation", "valid", "val", "evaluation", "eval", "development", "dev"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +39,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The Parquet files of each split, in their order of reading."""
+    """The Parquet files of each split, in their order of reading; those of ``test`` are known by name and never opened."""
 
     root: Path
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
+    test: tuple[Path, ...]
 
     def files(self, split: str) -> tuple[Path, ...]:
         return self.train if split == "train" else self.validation
@@ -59,24 +65,38 @@ class Source:
 
 
 def find_files(data: Path) -> Source:
-    """The splits of a finished glotloom dataset, of a folder of Parquet files, or of one file (then all is ``train``)."""
+    """The splits of a finished glotloom dataset, of a folder of Parquet files, or of one file.
+
+    A file is of the split that its name says (``test-0.parquet``, ``rows_dev.parquet``), else of ``train``.
+    """
     if not data.exists():
         raise InputError(f"{data}: no such file or folder; expected a dataset folder made by `glotloom build`")
     if data.is_file():
-        _open(data).close()
-        return Source(root=data.parent, train=(data,), validation=())
+        return _source(data.parent, data, [data])
     finished = (data / "manifest.json").is_file()
     flat = sorted(data.glob("*.parquet"))
     if not finished and (not flat or (data / "data").exists()):
         raise InputError(f"{data} is not a finished dataset: it has no manifest.json; run `glotloom build` again")
     files = sorted((data / "data").glob("*/*.parquet")) if (data / "data").is_dir() else flat
-    validation = tuple(file for file in files if file.name.startswith("validation"))
-    train = tuple(file for file in files if file not in set(validation))
-    if not train:
-        raise InputError(f"{data}: no training rows; expected data/{{language}}_{{task}}/train-*.parquet")
-    for file in files:  # before a base model is loaded and a folder made
+    return _source(data, data, files)
+
+
+def _source(root: Path, asked: Path, files: list[Path]) -> Source:
+    splits: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
+    for file in files:
+        splits[split_of(file.name)].append(file)
+    if not splits["train"]:
+        found = f" ({files[0].name} is of the {split_of(files[0].name)} split)" if files else ""
+        raise InputError(f"{asked}: no training rows{found}; expected data/{{language}}_{{task}}/train-*.parquet")
+    for file in splits["train"] + splits["validation"]:  # before a base model is loaded and a folder made
         _open(file).close()
-    return Source(root=data, train=train, validation=validation)
+    return Source(root=root, **{split: tuple(members) for split, members in splits.items()})
+
+
+def split_of(name: str) -> str:
+    """``train``, ``validation`` or ``test``, by the words of a file's name; without such a word ``train``."""
+    words = {re.sub("(set|split|data|s)$", "", word) for word in re.split(r"[\W\d_]+", name.lower())}
+    return next((split for split, known in SPLIT_WORDS.items() if words & set(known)), "train")
 
 
 def read_rows(file: Path) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from malora.errors import InputError
 
 FORMAT = 1  # of training.json; also part of the fingerprint
+CODE_VERSION = 1  # of malora: raise it when the same inputs give other bytes
+LIBRARIES = ("torch", "transformers", "peft")  # their versions decide the bytes, too
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 REPORT = "training.json"
 TIMINGS = "timings.json"
@@ -18,8 +21,10 @@ WORK = ".checkpoints"
 
 
 def fingerprint(**inputs: Any) -> str:
-    """Of everything that the result follows from."""
-    return hashlib.sha256(json.dumps({"format": FORMAT, **inputs}, sort_keys=True).encode()).hexdigest()
+    """Of everything that the result follows from: the inputs, this code and the libraries. Not of the machine."""
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    everything = {"format": FORMAT, "code": CODE_VERSION, "libraries": libraries, **inputs}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -56,7 +61,8 @@ class RunFolder:
             self._refuse_foreign()
             if self._report() is not None and not replace:
                 raise InputError(
-                    f"{self.out} holds an adapter trained with other settings or data; remove it or choose another place"
+                    f"{self.out} holds an adapter trained with other settings or data, or by another version of glotloom, "
+                    f"{', '.join(LIBRARIES)}; remove it or choose another place"
                 )
         run = self.work / "run.json"
         if not run.is_file() or read_json(run).get("fingerprint") != self.fingerprint:

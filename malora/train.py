@@ -53,8 +53,8 @@ def train_adapter(
 ) -> TrainingResult:
     """Trains on ``data/train`` and measures ``data/validation`` before and after; ``out`` gets the adapter and reports.
 
-    The same settings, data and machine give the same bytes. Killed, it goes on from its last checkpoint; finished, it
-    returns at once. ``progress(phase, done, total)`` is called often. With ``replace`` a finished adapter of another run
+    A test split is never read. The same settings, data, versions and machine give the same bytes. Killed, it goes on
+    from its last checkpoint; finished, it returns at once. ``progress(phase, done, total)`` is called often. With ``replace`` a finished adapter of another run
     in ``out`` gives way. Raises InputError for what the user can mend.
     """
     data, out = Path(data), Path(out)
@@ -158,6 +158,8 @@ class _Run:
             ) from None
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Encoded, Encoded]:
+        for file in self.source.test:
+            self.log(f"{file}: a test split by its name; not read")
         train = encode(self.source.rows("train"), tokenizer, self.config.max_tokens)
         if not train.rows:
             raise InputError(

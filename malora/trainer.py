@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from malora.balance import Routing
 from malora.encode import EncodedRow
+from malora.errors import InputError
 from malora.model import MaloraModel
 
 IGNORED = -100  # a label that is not learned, as everywhere in transformers
@@ -129,7 +130,7 @@ class MaloraTrainer(Trainer):
         """Adds the two parts of the loss, as means over the steps since the last line."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(f"step {self.state.global_step}: the loss is {logs['loss']}; lower training.learning_rate")
+                raise InputError(f"step {self.state.global_step}: the loss is {logs['loss']}; lower training.learning_rate")
             steps = self.state.global_step % self.args.logging_steps or self.args.logging_steps
             logs = {**logs, **{key: float(value) / steps for key, value in self.logged.items()}}
             self.logged = dict.fromkeys(self.logged, 0.0)

@@ -57,6 +57,8 @@ def workspace(stages: Sequence[Stage], out: Path, work: Path | None = None) -> I
     After refused input nothing stays behind but finished stages.
     """
     check_output(out)
+    if work is not None and work.resolve() == out.resolve():
+        raise InputError(f"--work {work}: is the output folder itself; leave it out, or name another")
     for path in (path for stage in stages for path in stage.files):
         if not path.exists():
             raise InputError(f"{path}: does not exist")

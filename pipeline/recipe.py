@@ -140,7 +140,7 @@ class Recipe:
     seed: Annotated[int, Field(ge=0)] = 7
     knowledge: dict[str, Knowledge] = Field(default_factory=dict)
     dialogues: dict[str, tuple[Dialogues, ...]] = Field(default_factory=dict)
-    teachers: dict[str, Teacher] = Field(default_factory=dict)
+    teachers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Teacher] = Field(default_factory=dict)
     agnostic: dict[Literal["chat_agnostic", "math", "code"], Agnostic] = Field(default_factory=dict)
     clean: Clean = Clean()
     training: Training = Training()
@@ -186,10 +186,26 @@ def parse_recipe(table: Mapping[str, Any], *, name: str = "recipe", folder: Path
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it goes into the manifest: every key with its value, defaults included, no path of this machine."""
+    """The recipe as it goes into the manifest: every key that decides rows, defaults included, and nothing of this machine.
+
+    Of paths the last name stays; where a teacher is and how it is driven is left out.
+    """
     table: dict[str, Any] = _RECIPE.dump_python(recipe, mode="json", exclude={"folder"})
+    for source in (*table["knowledge"].values(), *table["agnostic"].values()):
+        source["path"] = _last_name(source["path"])
+    for teacher in table["teachers"].values():
+        teacher["model"] = _last_name(teacher["model"]) if teacher["kind"] == "local" else teacher["model"]
+        for key in ("base_url", "api_key_env", "max_concurrency", "timeout_s"):
+            del teacher[key]
+    table["clean"] |= {key: [_last_name(path) for path in table["clean"][key]] for key in ("evaluation_sets", "rules")}
     table["training"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.training.given().items()}
+    if Path(table["training"].get("base_model", "")).is_absolute():
+        table["training"]["base_model"] = _last_name(table["training"]["base_model"])
     return table
+
+
+def _last_name(path: str) -> str:
+    return path if path.startswith("sample:") else Path(path).name
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -41,7 +41,8 @@ def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
     files, own = own_rules(recipe)
     run = functools.partial(_run, rules=[*row_rules(recipe.languages, recipe.clean.min_answer_characters), *own])
     if files:
-        config["own"] = [text.rpartition(":")[2] for text in recipe.clean.rules]
+        places = [text.rpartition(":") for text in recipe.clean.rules]
+        config["own"] = [(files.index(recipe.path(file)), name) for file, _, name in places]
     return Stage(name="rules", version=2, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
 
 

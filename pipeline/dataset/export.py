@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,10 +23,13 @@ def export(dataset: DatasetFolder, layout: str, out: Path) -> dict[str, int]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is not empty; choose a new folder for the export")
     out = out.absolute()
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
+    try:
+        temporary.chmod(0o755)
         counts = _to_hf(dataset, temporary) if layout == "hf" else _to_ultralink(dataset, temporary)
         if out.exists():
             out.rmdir()

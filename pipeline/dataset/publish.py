@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.card import card
-from pipeline.dataset.folder import FORMAT, SPLITS
+from pipeline.dataset.folder import FORMAT, SPLITS, open_dataset
 from pipeline.dataset.splits import validation_groups
 from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile, write_json, write_text
@@ -29,12 +30,27 @@ _OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timing
 
 
 def check_output(out: Path) -> None:
-    """Refuse, before any work, a folder that holds something else."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; expected a folder for the dataset")
-    strangers = sorted(p.name for p in out.iterdir() if p.name not in _OURS and not p.name.startswith(".")) if out.exists() else []
+    """Refuse, before any work, a folder that holds something else: names alone prove nothing, a build leaves a mark."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file; expected a folder for the dataset")
+    names = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    strangers = [name for name in names if name not in _OURS and not name.startswith(".")]
+    ours = [name for name in names if name in _OURS]
+    if not strangers and ours and not _is_marked(out):
+        strangers = ours
     if strangers:
         raise InputError(f"{out}: holds something else ({strangers[0]}); choose an empty folder or one that glotloom built")
+
+
+def _is_marked(out: Path) -> bool:
+    """Whether a build stands in the folder, finished, unfinished or half published."""
+    if any((out / name).is_dir() for name in (WORK_FOLDER, _FRESH_FOLDER)):
+        return True
+    try:
+        return bool(json.loads((out / MANIFEST).read_text("utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> None:
@@ -45,12 +61,12 @@ def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> N
     folders = [stage_folder(stage, work) for stage in stages]
     fingerprint = content_hash(FORMAT, [folder.name for folder in folders], recipe_to_json(recipe), digits=16)
     fresh = out / _FRESH_FOLDER
-    shutil.rmtree(fresh, ignore_errors=True)
+    _empty(fresh)
     if (manifest := _published(out, fingerprint)) is not None:
         write_text(out / "README.md", card(manifest))  # the card's words may have changed since
         return
     try:
-        fresh.mkdir(parents=True)
+        fresh.mkdir(parents=True, exist_ok=True)
         reports = [read_report(folder) for folder in folders]
         if not reports[-1].rows_out:
             raise InputError(f"{recipe.name}: no row is left to publish; {_main_reasons(reports)}")
@@ -82,6 +98,12 @@ def _move(fresh: Path, out: Path) -> None:
         (fresh / name).replace(out / name)
 
 
+def _empty(folder: Path) -> None:
+    """Remove what is in the folder but not the folder, which marks `out` as a build's until the manifest does."""
+    for path in folder.iterdir() if folder.exists() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _main_reasons(reports: Sequence[StepReport]) -> str:
     """The three commonest reasons for which rows left, with their stages."""
     left = [(-n, report.stage, reason) for report in reports if report.unit_in == "rows" for reason, n in report.dropped.items()]
@@ -90,8 +112,6 @@ def _main_reasons(reports: Sequence[StepReport]) -> str:
 
 def _published(out: Path, fingerprint: str) -> dict[str, Any] | None:
     """The manifest of the dataset in `out` when it is this one, whole."""
-    from pipeline.dataset.folder import open_dataset
-
     try:
         manifest = open_dataset(out).manifest
     except InputError:

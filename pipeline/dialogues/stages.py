@@ -6,17 +6,19 @@ import asyncio
 import functools
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from pipeline.clean.identify import UNDETERMINED, identify
+from pipeline.clean.identify import BACKEND, UNDETERMINED, identify
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
+from pipeline.files import file_hash
 from pipeline.languages import load_language
 from pipeline.recipe import Dialogues, Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
 from pipeline.stage import Stage, StageRun, rows_of
-from pipeline.teacher import open_teacher
+from pipeline.teacher import model_name, open_teacher
 
 TASK = "chat_specific"
 LEDGER_FOLDER = "teachers"
@@ -35,6 +37,7 @@ def dialogue_stages(recipe: Recipe, code: str, passages: Stage) -> list[Stage]:
 def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: str) -> Stage:
     language = load_language(code)
     config: dict[str, Any] = {"mode": asdict(mode), "seed": recipe.seed}
+    files: tuple[Path, ...] = ()
     if mode.mode == "reverse":
         config["templates"] = content_hash(asdict(language.reverse))
         run = functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed)
@@ -43,16 +46,26 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
         # Not where the teacher is or how it is driven: only what changes its answers makes the stage anew.
         config["teacher"] = {
             "kind": teacher.kind,
-            "model": teacher.model,
+            "model": model_name(teacher),
             "temperature": teacher.temperature,
             "max_tokens": teacher.max_tokens,
         }
+        if teacher.kind == "local" and Path(teacher.model).suffix == ".gguf":
+            files = (Path(teacher.model),)
         own_prompts = SmallTeacherPrompts.version if teacher.kind == "local" else ""
         config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules), own_prompts)
-        config["languages"] = recipe.languages
+        config |= {"languages": recipe.languages, "identifier": BACKEND}
         run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
     return Stage(
-        name=name, version=1, run=run, config=config, inputs=(passages,), schema=SAMPLE_SCHEMA, unit_in="passages", unit_out="rows"
+        name=name,
+        version=1,
+        run=run,
+        config=config,
+        files=files,
+        inputs=(passages,),
+        schema=SAMPLE_SCHEMA,
+        unit_in="passages",
+        unit_out="rows",
     )
 
 
@@ -93,15 +106,16 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
     teacher = recipe.teachers[name]
     passages = _in_drawn_order(run, recipe.seed)
     tried = passages[: mode.max_passages]
-    untried = {passage.id: passage for passage in passages}
-    made = 0
+    done = made = 0
 
     def is_language(text: str) -> bool:
         return identify(text, recipe.languages).language in {code, UNDETERMINED}
 
     async def drive() -> None:
-        nonlocal made
-        ledger = run.work / LEDGER_FOLDER / f"{name}.sqlite"
+        nonlocal done, made
+        # Another model file of the same name is another teacher.
+        which = "".join(f"-{file_hash(path, run.work)[:8]}" for path in run.stage.files)
+        ledger = run.work / LEDGER_FOLDER / f"{name}{which}.sqlite"
         ledger.parent.mkdir(parents=True, exist_ok=True)
         async with open_teacher(name, teacher, ledger) as client:
             outcomes = grounded_dialogues(
@@ -113,21 +127,19 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                 closed_book=mode.mode == "closed_book",
                 is_language=is_language,
             )
-            done = 0
             async for passage, outcome in outcomes:
                 done += 1
                 run.progress(run.stage.name, done, len(tried))
-                del untried[passage.id]
                 if isinstance(outcome, Refused):
                     run.drop(_dropped(passage, outcome.reason, outcome.detail))
                     run.run_again |= outcome.reason == "teacher_failed"
                 else:
-                    run.keep(_grounded_sample(passage, outcome, mode.mode, teacher.model, run.stage.name))
+                    run.keep(_grounded_sample(passage, outcome, mode.mode, model_name(teacher), run.stage.name))
                     made += 1
 
     asyncio.run(drive())
     why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"
-    for passage in untried.values():
+    for passage in passages[done:]:
         run.drop(_dropped(passage, "not_needed", why))
 
 

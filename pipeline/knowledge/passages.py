@@ -11,7 +11,7 @@ from pathlib import Path
 
 import opencc
 
-from pipeline.clean.identify import identify
+from pipeline.clean.identify import BACKEND, identify
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
@@ -42,6 +42,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
         "seed": recipe.seed,
         "languages": recipe.languages,
         "wikitext": content_hash(asdict(load_language(code).wikitext)),
+        "identifier": BACKEND,
     }
     return Stage(
         name=f"passages-{code}",

@@ -28,31 +28,35 @@ async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterat
         parameters: dict[str, Any]
         base_urls: tuple[str, ...]
         if teacher.kind == "local":
-            model = teacher.model or EMBEDDED_MODEL
-            base_urls = stack.enter_context(serve_embedded_model(model))
+            base_urls = stack.enter_context(serve_embedded_model(teacher.model or EMBEDDED_MODEL))
             parameters, max_concurrency = PARAMETERS, len(base_urls)
         else:
             if not teacher.base_url:
                 raise InputError(f"teachers.{name}.base_url is missing: a teacher of kind 'openai' needs its address")
             if "@" in urlsplit(teacher.base_url).netloc:
                 raise InputError(f"teachers.{name}.base_url holds a user or password: name a variable in api_key_env instead")
-            model, base_urls, max_concurrency = teacher.model, (teacher.base_url,), teacher.max_concurrency
+            base_urls, max_concurrency = (teacher.base_url,), teacher.max_concurrency
             parameters = {"temperature": teacher.temperature}
         kept = Ledger(ledger)
         stack.push_async_callback(kept.close)
         client = TeacherClient(
             name=name,
             base_urls=base_urls,
-            model=model,
+            model=model_name(teacher),
             ledger=kept,
             api_key=api_key,
             parameters=parameters,
             max_tokens=teacher.max_tokens,
             max_concurrency=max_concurrency,
             timeout_s=teacher.timeout_s,
-            small=teacher.kind == "local" and model == EMBEDDED_MODEL,
+            small=teacher.kind == "local" and model_name(teacher) == EMBEDDED_MODEL,
         )
         yield await stack.enter_async_context(client)
+
+
+def model_name(teacher: Teacher) -> str:
+    """The model as rows and request keys name it: a file by its name, wherever it lies on this machine."""
+    return Path(teacher.model or EMBEDDED_MODEL).name if teacher.kind == "local" else teacher.model
 
 
 def read_api_key(name: str, variable: str | None) -> str | None:

@@ -102,7 +102,7 @@ def test_doctor_fails_and_says_how_to_mend_it_when_a_part_is_too_new(glotloom: G
     monkeypatch.setattr("flows.doctor._version", lambda name: {"fastapi": "0.999", "torch": None}.get(name, "99"))
     result = glotloom("doctor")
     assert result.exit_code == 1
-    assert "wrong    fastapi            0.999, expected >=0.139,<0.151" in result.stdout
+    assert "wrong    fastapi            0.999, expected <0.151,>=0.139" in result.stdout
     assert "missing  torch" in result.stdout
 
 

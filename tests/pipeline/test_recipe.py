@@ -240,3 +240,22 @@ def test_any_table_is_a_recipe_or_is_refused_in_one_line(changes):
         assert str(error).startswith("recipe: ")
     else:
         assert isinstance(recipe, Recipe)
+
+
+def test_the_manifests_recipe_tells_nothing_of_this_machine_or_of_an_endpoint():
+    teacher = {"kind": "openai", "base_url": "http://10.0.0.7/v1", "model": "m", "api_key_env": "SECRET_NAME"}
+    table = FRENCH | {
+        "knowledge": {"fr": {"kind": "text", "path": "/home/alice/secret/texts"}},
+        "teachers": {"main": teacher},
+        "clean": {"evaluation_sets": ["/home/alice/eval.tsv"]},
+        "training": {"base_model": "/home/alice/models/base"},
+    }
+    told = str(recipe_to_json(parse_recipe(table)))
+
+    assert "texts" in told and "eval.tsv" in told and "base" in told
+    assert not any(secret in told for secret in ("alice", "10.0.0.7", "SECRET_NAME"))
+
+
+def test_a_teachers_name_cannot_lead_out_of_the_work_folder():
+    with pytest.raises(InputError, match="teachers"):
+        parse_recipe(FRENCH | {"teachers": {"../../up": {"kind": "local"}}})
