@@ -42,6 +42,7 @@ rules = ["my_rules.py:answers_suit_children"]
 """
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+folder.mkdir(parents=True, exist_ok=True)
 (folder / "my_rules.py").write_text(RULES, "utf-8")
 (folder / "for-children.toml").write_text(RECIPE, "utf-8")
 

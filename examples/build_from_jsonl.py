@@ -37,6 +37,7 @@ dialogues.fr = [{ mode = "reverse" }]
 """
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+folder.mkdir(parents=True, exist_ok=True)
 for language, pages in PAGES.items():
     lines = [json.dumps({"title": title, "text": text}, ensure_ascii=False) for title, text in pages.items()]
     (folder / f"{language}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")

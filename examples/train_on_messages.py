@@ -21,6 +21,7 @@ QUESTIONS = {
 }
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+folder.mkdir(parents=True, exist_ok=True)
 base_model = sys.argv[2] if len(sys.argv) > 2 else "smollm2"
 
 rows = [

@@ -21,12 +21,14 @@ from prefect.runtime import deployment as running_deployment
 from prefect.runtime import task_run as running_task
 from prefect.states import Failed
 
+from flows.progress import in_words, reasons_in_words
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
 from pipeline.build import finish, plan, workspace
 from pipeline.dataset import DatasetFolder, open_dataset
 from pipeline.dataset.folder import SPLITS
-from pipeline.stage import Progress, Stage, StepReport, finished, run_stage, stage_folder
+from pipeline.stage import Progress, Stage, finished, run_stage, stage_folder
+from pipeline.teacher import check_keys
 
 _ASKS_A_TEACHER = ("grounded-", "closed_book-")
 _RETRY_DELAYS_S: list[float] = [30, 300]
@@ -65,7 +67,9 @@ def build_dataset(recipe: str, out: str, overrides: Sequence[str] = ()) -> Build
     """
     try:
         recipe, folder = str(Path(recipe).expanduser()), place(out, "out")
-        stages = plan(find_recipe(recipe, overrides))
+        wanted = find_recipe(recipe, overrides)
+        check_keys(wanted)
+        stages = plan(wanted)
         with workspace(stages, folder) as work:
             done = [_task_of(stage.name)(recipe, overrides, str(work), stage.name) for stage in stages]
             publish_dataset(recipe, overrides, str(work), str(folder))
@@ -111,13 +115,6 @@ def place(text: str, parameter: str) -> Path:
     return path
 
 
-def in_words(report: StepReport) -> str:
-    """A stage's account as one line."""
-    taken, given = f"{report.rows_in} {report.unit_in} in", f"{report.rows_out} {report.unit_out} out"
-    reasons = f" ({_reasons(report)})" if report.dropped else ""
-    return f"{report.stage}: {taken}, {given}, {sum(report.dropped.values())} left{reasons}"
-
-
 def _task_of(name: str) -> Task[[str, Sequence[str], str, str], StageCounts]:
     """Retries only where the network is."""
     if not name.startswith(_ASKS_A_TEACHER):
@@ -157,11 +154,6 @@ def _now_and_then(log: Callable[..., None]) -> Progress:
     return progress
 
 
-def _reasons(report: StepReport) -> str:
-    by_count = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{reason} {count}" for reason, count in by_count)
-
-
 def _show(dataset: DatasetFolder, done: Sequence[StageCounts]) -> BuildCounts:
     """The funnel and the report as artifacts; what the flow returns."""
     name = dataset.manifest["recipe"]["name"]
@@ -185,7 +177,7 @@ def _funnel(dataset: DatasetFolder, finished_before: dict[str, bool]) -> list[di
             "in": f"{report.rows_in} {report.unit_in}",
             "out": f"{report.rows_out} {report.unit_out}",
             "left": sum(report.dropped.values()),
-            "reasons": _reasons(report),
+            "reasons": reasons_in_words(report),
             "made": "before" if finished_before[report.stage] else "now",
         }
         for report in dataset.reports

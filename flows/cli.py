@@ -109,7 +109,7 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
     from pipeline import build as run_build
 
     with ProgressBar() as progress:
-        dataset = run_build(find_recipe(recipe, overrides), out, work=work, progress=progress)
+        dataset = run_build(find_recipe(recipe, overrides), out, work=work, progress=progress, on_report=progress.report)
     click.echo(
         f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
         f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"

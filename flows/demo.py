@@ -24,7 +24,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     recipe = find_recipe(RECIPE, overrides)
     started = time.monotonic()
     with ProgressBar() as progress:
-        dataset = build(recipe, out / "dataset", progress=progress)
+        dataset = build(recipe, out / "dataset", progress=progress, on_report=progress.report)
     rows = dataset.count("train") + dataset.count("validation")
     languages = len(recipe.languages)
     yield f"dataset: {rows} rows in {languages} languages, {dataset.left} things left, each with a reason{_took(started)}"

@@ -9,6 +9,8 @@ from typing import Never, Self
 
 from tqdm import tqdm
 
+from pipeline.stage import StepReport
+
 
 class ProgressBar:
     """A `pipeline` progress callback; `unit` names what is counted."""
@@ -25,7 +27,13 @@ class ProgressBar:
             self._finish()
             self._stage, self._started = stage, time.monotonic()
             self._bar = tqdm(
-                desc=stage, total=total, unit=f" {self._unit}", file=sys.stderr, disable=None, leave=True, mininterval=0.2
+                desc=stage,
+                total=total,
+                unit=f" {self._unit}",
+                file=sys.stderr,
+                disable=None,
+                leave=self._unit == "steps",
+                mininterval=0.2,
             )
         self._done, self._last = done, time.monotonic()
         if total is not None and self._bar is not None:
@@ -33,11 +41,18 @@ class ProgressBar:
         if self._bar is not None and not self._bar.disable:
             self._bar.update(done - self._bar.n)
 
+    def report(self, report: StepReport) -> None:
+        """One line for a stage that was made now; what was finished before has had no progress and is passed over."""
+        if self._stage == report.stage:
+            seconds = self._last - self._started
+            self._finish()
+            tqdm.write(f"{in_words(report)}, {seconds:.1f} s", file=sys.stderr)
+
     def _finish(self) -> None:
         if self._stage is None or self._bar is None:
             return
-        if self._bar.disable:
-            print(f"{self._stage}: {self._done} {self._unit} in {self._last - self._started:.1f} s", file=sys.stderr, flush=True)
+        if self._bar.disable and self._unit == "steps":
+            print(f"{self._stage}: {self._last - self._started:.1f} s", file=sys.stderr, flush=True)
         self._bar.close()
         self._stage = None
 
@@ -46,3 +61,16 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._finish()
+
+
+def in_words(report: StepReport) -> str:
+    """A stage's account as one line."""
+    taken, given = f"{report.rows_in} {report.unit_in} in", f"{report.rows_out} {report.unit_out} out"
+    reasons = f" ({reasons_in_words(report)})" if report.dropped else ""
+    return f"{report.stage}: {taken}, {given}, {sum(report.dropped.values())} left{reasons}"
+
+
+def reasons_in_words(report: StepReport) -> str:
+    """What left, most frequent reason first."""
+    by_count = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count}" for reason, count in by_count)

@@ -54,8 +54,8 @@ def train_adapter(
     """Trains on ``data/train`` and measures ``data/validation`` before and after; ``out`` gets the adapter and reports.
 
     A test split is never read. The same settings, data, versions and machine give the same bytes. Killed, it goes on
-    from its last checkpoint; finished, it returns at once. ``progress(phase, done, total)`` is called often. With ``replace`` a finished adapter of another run
-    in ``out`` gives way. Raises InputError for what the user can mend.
+    from its last checkpoint; finished, it returns at once. ``progress(phase, done, total)`` is called often.
+    With ``replace`` a finished adapter of another run in ``out`` gives way. Raises InputError for what the user can mend.
     """
     data, out = Path(data), Path(out)
     source = find_files(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write
 from pipeline.knowledge import passage_stage
 from pipeline.recipe import Recipe
 from pipeline.report import dataset_report
-from pipeline.stage import MANIFEST, Progress, Stage, run_stage, silent, stage_folder
+from pipeline.stage import MANIFEST, Progress, Stage, StepReport, run_stage, silent, stage_folder
+from pipeline.teacher import check_keys
+
+OnReport = Callable[[StepReport], None]
+"""Called with the account of each stage once it is finished."""
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -37,16 +41,21 @@ def plan(recipe: Recipe) -> list[Stage]:
     return [*passages.values(), *pools, *dialogues, rules, exact, near, clean, prune_stage(recipe, clean)]
 
 
-def build(recipe: Recipe, out: Path, *, work: Path | None = None, progress: Progress = silent) -> DatasetFolder:
+def build(
+    recipe: Recipe, out: Path, *, work: Path | None = None, progress: Progress = silent, on_report: OnReport | None = None
+) -> DatasetFolder:
     """Make the dataset of a recipe in the folder `out`, re-using every stage that was finished before.
 
     Killed at any moment, the same call goes on and ends with the same bytes. Raises InputError before anything is written
     where the recipe's files or `out` are not what they should be, WorkError when the disk is full or a teacher goes away.
     """
+    check_keys(recipe)
     stages = plan(recipe)
     with workspace(stages, out, work) as folder:
         for stage in stages:
-            run_stage(stage, folder, progress)
+            report = run_stage(stage, folder, progress)
+            if on_report:
+                on_report(report)
         return finish(recipe, stages, folder, out)
 
 

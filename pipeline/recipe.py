@@ -61,9 +61,10 @@ class Teacher:
     """`[teachers.NAME]`: a model that asks and answers. The key itself never stands in a recipe."""
 
     kind: Literal["openai", "local"]
-    base_url: str | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     model: str = ""
-    api_key_env: str | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The name of an environment variable."""
     max_concurrency: Count = 16
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -245,6 +246,8 @@ def _explain(error: Any) -> str:
     if error["type"] in {"missing", "missing_argument"}:
         return f"{key}: is missing"
     message = error["msg"].replace("Input should", "should")
+    if location[-1] == "api_key_env":  # it may be the key itself, which is never shown
+        return f"{key}: should be the name of an environment variable, never the key itself"
     return f"{key} = {error['input']!r}: {message}"
 
 
@@ -256,6 +259,9 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield f"languages = {list(recipe.languages)!r}: a language stands there twice"
     if not recipe.knowledge and not recipe.agnostic:
         yield "there is no source: add a [knowledge.LANGUAGE] or an [agnostic.TASK] table"
+    for code in recipe.languages:
+        if code not in recipe.knowledge and not any(pool.budget.get(code) for pool in recipe.agnostic.values()):
+            yield f"languages: {code!r} has no source: add a [knowledge.{code}], or a budget for it in an [agnostic.TASK]"
     for code, knowledge in recipe.knowledge.items():
         if code not in recipe.languages:
             yield f"knowledge.{code}: {code!r} is not among languages"

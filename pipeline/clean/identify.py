@@ -6,12 +6,13 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from langdetect import detector_factory
 from langdetect.lang_detect_exception import LangDetectException
 
 BACKEND = "langdetect"
-"""Which engine ran; part of the fingerprint of every stage that identifies."""
+"""Which engine ran; in the configuration, and so the fingerprint, of the stages that drop by it: `passages-*` and `rules`."""
 
 UNDETERMINED = "undetermined"
 
@@ -74,7 +75,9 @@ def _by_script(text: str, letters: int) -> Identified | None:
 @functools.cache
 def _factory() -> detector_factory.DetectorFactory:
     factory = detector_factory.DetectorFactory()
-    factory.load_profile(detector_factory.PROFILES_DIRECTORY)
+    # Not `load_profile`: it takes the files as the disk lists them, and the last digits of a score depend on the order.
+    profiles = sorted(Path(detector_factory.PROFILES_DIRECTORY).glob("[!.]*"))
+    factory.load_json_profile([profile.read_text("utf-8") for profile in profiles])
     detector_factory.DetectorFactory.seed = _SEED
     return factory
 

@@ -106,7 +106,7 @@ def _empty(folder: Path) -> None:
 
 def _main_reasons(reports: Sequence[StepReport]) -> str:
     """The three commonest reasons for which rows left, with their stages."""
-    left = [(-n, report.stage, reason) for report in reports if report.unit_in == "rows" for reason, n in report.dropped.items()]
+    left = [(-n, report.stage, reason) for report in reports if report.unit_out == "rows" for reason, n in report.dropped.items()]
     return "most left at " + ", ".join(f"{stage} ({reason} {-n})" for n, stage, reason in sorted(left)[:3])
 
 

@@ -57,15 +57,12 @@ def numbers(text: str) -> list[str]:
 
 
 def names(text: str, function_words: Collection[str]) -> list[str]:
-    """Words with a capital inside a sentence, lower-cased; in a text without spaces also every word in another script."""
+    """Words with a capital, lower-cased, but for a sentence's first, whose capital says nothing."""
     found = []
     for sentence in sentences(text):
-        tokens = list(_TOKEN.finditer(sentence))
-        for position, token in enumerate(tokens):
+        for token in list(_TOKEN.finditer(sentence))[1:]:
             word = token["word"]
-            foreign = position > 0 and bool(tokens[position - 1]["run"])
-            named = word and len(word) > 1 and word[0].isupper() and word.lower() not in function_words
-            if named and (position > 0 or foreign):
+            if word and len(word) > 1 and word[0].isupper() and word.lower() not in function_words:
                 found.append(word.lower())
     return found
 

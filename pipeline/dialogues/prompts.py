@@ -16,7 +16,7 @@ Kind = Literal["question", "depth", "width"]
 
 QUESTION_MAX_TOKENS = 96
 
-_SLOT = re.compile(r"\{(title|passage|question|dialogue)\}")
+_SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class TemplatePrompts:
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:
-    """Every slot replaced in one pass: a passage that holds `{question}` stays data."""
+    """Every known `{slot}` replaced in one pass: a passage that holds `{question}` stays data."""
     return _SLOT.sub(lambda slot: slots.get(slot[1], slot[0]), template)
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.dialogues.prompts import fill
 from pipeline.languages import Language
 from pipeline.sample import Message, Passage, content_hash
 from pipeline.tokens import estimate_tokens
@@ -85,10 +86,5 @@ def _dialogue(title: str, turns: Sequence[tuple[str, str]], language: Language, 
     for number, (heading, answer) in enumerate(turns):
         first = templates.section if heading else templates.opening
         question = follow_ups[number] if number else draw.choice(first)
-        messages += [Message("user", fill(question, title=title, section=heading)), Message("assistant", answer)]
+        messages += [Message("user", fill(question, {"title": title, "section": heading})), Message("assistant", answer)]
     return ReverseDialogue(tuple(messages), tuple(heading for heading, _ in turns))
-
-
-def fill(template: str, **values: str) -> str:
-    """Replace `{name}` slots in one pass, so that braces inside a value stay what they are."""
-    return re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], slot[0]), template)

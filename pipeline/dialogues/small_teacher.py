@@ -92,7 +92,6 @@ class _Opening:
     """A question word (as a GBNF sequence) and what a sentence must hold to answer it."""
 
     grammar: str
-    question: re.Pattern[str]
     answer: re.Pattern[str]
 
 
@@ -105,24 +104,19 @@ _MONTH = "January|February|March|April|June|July|August|September|October|Novemb
 _OPENINGS = (
     _Opening(
         f'"Why " {_AUXILIARY}',
-        re.compile("^Why "),
         re.compile(r"\b(?:because|so that|in order to|owing to|due to|since (?:a|the|they|it)\b(?! \d))", re.I),
     ),
     _Opening(
         f'"When " {_AUXILIARY}',
-        re.compile("^When "),
         re.compile(rf"\b1\d\d\ds?\b|\b20\d\d\b|\bcentury\b|\b(?:\d\d?|in) (?:{_MONTH})\b|\bevery (?:year|summer)\b"),
     ),
     _Opening(
         f'"Where " {_AUXILIARY}',
-        re.compile("^Where "),
         re.compile(rf"\b(?:in|at|near|from|across|throughout) (?:the )?(?:\w+ (?:of|and) )?(?!{_MONTH}|Christmas)[A-Z]\w+"),
     ),
-    _Opening(f'"Who " {_VERB}', re.compile("^Who "), re.compile(r"(?<!^)\b[A-Z][a-z]+")),
-    _Opening(f'"What " {_BE}', re.compile("^What "), re.compile("")),
-    _Opening(
-        f'"How " {_AUXILIARY}', re.compile("^How "), re.compile(r"\b(?:by|with|from|using|through|into|in (?!\d|[A-Z]|the \d))\b")
-    ),
+    _Opening(f'"Who " {_VERB}', re.compile(r"(?<!^)\b[A-Z][a-z]+")),
+    _Opening(f'"What " {_BE}', re.compile("")),
+    _Opening(f'"How " {_AUXILIARY}', re.compile(r"\b(?:by|with|from|using|through|into|in (?!\d|[A-Z]|the \d))\b")),
 )
 
 
@@ -147,9 +141,7 @@ class SmallTeacherPrompts:
             openings = [opening for opening in _OPENINGS if opening.answer.search(focus)]
             draw.shuffle(openings)
             if said := _definition(title, focus):
-                openings.insert(
-                    0, _Opening(f'"What {said["verb"]} {(said["article"] or "").lower()}"', re.compile("^What "), re.compile(""))
-                )
+                openings.insert(0, _Opening(f'"What {said["verb"]} {(said["article"] or "").lower()}"', re.compile("")))
             for opening in openings[:2]:
                 if left == 0:
                     return

@@ -77,7 +77,10 @@ def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: in
             run.keep(*_passages(document, sections, language, knowledge.segment_tokens))
             used += 1
     if not used:
-        raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}")
+        limits = (
+            f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) estimated tokens are taken"
+        )
+        raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}; {limits}")
 
 
 def _why(run: StageRun) -> str:

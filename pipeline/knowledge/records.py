@@ -68,11 +68,24 @@ def parquet_rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, An
                 if missing := [c for c in required if c not in parquet.schema_arrow.names]:
                     raise InputError(f"{file}: lacks the column {missing[0]!r}; it has {', '.join(parquet.schema_arrow.names)}")
                 for batch in parquet.iter_batches(1_000):
-                    yield from batch.to_pylist()
+                    yield from _decoded(batch, file)
         except OSError as error:
             raise InputError(f"{file}: {error.strerror or error}") from error
         except pa.ArrowInvalid as error:
             raise InputError(f"{file}: is not Parquet: {error}") from error
+
+
+def _decoded(batch: pa.RecordBatch, file: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        for name, values in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                values.to_pylist()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file}: column {name!r}: {error.object[:60]!r} is not UTF-8: {error.reason}") from error
+        raise
+    return rows
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -123,7 +123,7 @@ def _grouped(english: bool, number: str) -> str:
 
 def _as_of(values: Sequence[str], named: Mapping[str, str]) -> str:
     date = list(values[:3])
-    if len(date) > 1 and date[1].isdigit() and 1 <= int(date[1]) <= len(_MONTHS):
+    if len(date) > 1 and date[1].isdecimal() and 1 <= int(date[1]) <= len(_MONTHS):
         date[1] = _MONTHS[int(date[1]) - 1]
     words = "since" if "since" in named else "as of"
     text = named.get("alt") or " ".join(["" if "bare" in named else words, *reversed(date)]).strip()
@@ -151,7 +151,7 @@ def _century(values: Sequence[str], named: Mapping[str, str]) -> str:
 def _spanish_date(values: Sequence[str], named: Mapping[str, str]) -> str:
     months = "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split()
     date = list(values[:3])
-    if len(date) > 1 and date[1].isdigit() and 1 <= int(date[1]) <= len(months):
+    if len(date) > 1 and date[1].isdecimal() and 1 <= int(date[1]) <= len(months):
         date[1] = months[int(date[1]) - 1]
     return " de ".join(date)
 

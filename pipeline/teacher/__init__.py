@@ -4,6 +4,6 @@ from pipeline.teacher.answer import Answer
 from pipeline.teacher.client import TeacherClient, Usage
 from pipeline.teacher.errors import TeacherError
 from pipeline.teacher.ledger import Ledger
-from pipeline.teacher.opening import model_name, open_teacher
+from pipeline.teacher.opening import check_keys, model_name, open_teacher
 
-__all__ = ["Answer", "Ledger", "TeacherClient", "TeacherError", "Usage", "model_name", "open_teacher"]
+__all__ = ["Answer", "Ledger", "TeacherClient", "TeacherError", "Usage", "check_keys", "model_name", "open_teacher"]

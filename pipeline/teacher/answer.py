@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +44,25 @@ def request_body(model: str, messages: Sequence[Message], parameters: Mapping[st
     return json.dumps({"model": model, "messages": turns, "max_tokens": max_tokens, **parameters}).encode()
 
 
-def read_answer(body: bytes, key: str) -> Answer:
-    """The answer in a 200 response; PassingError when there is none in it, for an empty answer is not an answer."""
+def read_answer(body: bytes, key: str, *, redact: Callable[[str], str]) -> Answer:
+    """The answer in a 200 response; PassingError when there is none in it, for an empty answer is not an answer.
+
+    `redact` hides the API key in what is quoted of the response; it comes before any cut, which would leave half a key.
+    """
     try:
         response = json.loads(body)
     except ValueError:
-        raise PassingError(f"not JSON: {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+        raise PassingError(f"not JSON: {_excerpt(body, redact)}", status=200, tries=MALFORMED_TRIES) from None
     try:
         choice = response["choices"][0]
         text = choice["message"]["content"] or ""
         finish_reason = choice.get("finish_reason") or "stop"
         text, finish_reason = text.strip(), str(finish_reason)
+        f"{text}{finish_reason}".encode()
+    except UnicodeEncodeError:  # half of a surrogate pair passes as JSON
+        raise PassingError(f"not Unicode: {_excerpt(body, redact)}", status=200, tries=MALFORMED_TRIES) from None
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise PassingError(f"no choices in {_excerpt(body)}", status=200, tries=MALFORMED_TRIES) from None
+        raise PassingError(f"no choices in {_excerpt(body, redact)}", status=200, tries=MALFORMED_TRIES) from None
     if not text:
         raise PassingError(f"an empty answer (finish_reason {finish_reason!r})", status=200, tries=MALFORMED_TRIES)
     usage = response.get("usage")
@@ -69,7 +75,7 @@ def read_answer(body: bytes, key: str) -> Answer:
     )
 
 
-def error_message(body: bytes) -> str:
+def error_message(body: bytes, *, redact: Callable[[str], str]) -> str:
     """What an error response says, on one line: OpenAI's `error.message` where it is, else the start of the body."""
     try:
         error = json.loads(body)
@@ -77,11 +83,13 @@ def error_message(body: bytes) -> str:
         message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         message = None
-    return " ".join(str(message).split())[:300] if message else _excerpt(body)
+    if not message:
+        return _excerpt(body, redact)
+    return " ".join(redact(str(message)).split())[:300].encode("utf-8", "replace").decode()
 
 
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[:400].decode("utf-8", "replace").split())
+def _excerpt(body: bytes, redact: Callable[[str], str]) -> str:
+    text = " ".join(redact(body.decode("utf-8", "replace")).split())
     return repr(text[:120]) if text else "an empty body"
 
 

@@ -163,7 +163,7 @@ class TeacherClient:
             message = f"connection lost: {error}" if str(error) else "connection lost"
             raise PassingError(self._safe(message), tries=TRANSPORT_TRIES) from None
         if response.status == 200:
-            return read_answer(content, key)
+            return read_answer(content, key, redact=self._safe)
         raise self._refusal(response, content)
 
     def _refusal(self, response: aiohttp.ClientResponse, content: bytes) -> Exception:
@@ -173,9 +173,9 @@ class TeacherClient:
             return self._error(f"redirects to {target}; name that address as base_url", status)
         if status in (408, 409, 425, 429) or status >= 500:
             wait_s = _retry_after_s(response.headers.get("Retry-After"))
-            message = f"status {status}: {self._safe(error_message(content))}"
+            message = f"status {status}: {error_message(content, redact=self._safe)}"
             return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
-        return self._error(f"status {status}: {error_message(content)}", status)
+        return self._error(f"status {status}: {error_message(content, redact=self._safe)}", status)
 
     def _give_up(self, fault: PassingError, tried: int) -> Exception:
         if not self._answered:

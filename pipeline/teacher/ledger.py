@@ -88,8 +88,9 @@ class Ledger:
             batch, self._waiting = self._waiting, []
             try:
                 kept = await loop.run_in_executor(self._thread, self._commit, [(a, limit) for a, limit, _ in batch])
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is, the askers are told: one that is not would wait for ever
                 problem = WorkError(f"{self._path}: the teacher's answers cannot be written: {error}")
+                problem.__cause__ = error
                 for _, _, future in batch:
                     if not future.done():
                         future.set_exception(problem)

@@ -49,7 +49,8 @@ def serve_embedded_model(model: str = EMBEDDED_MODEL, *, servers: int = _SERVERS
     """
     path = find_embedded_model() if model == EMBEDDED_MODEL else Path(model)
     if not path.is_file():
-        raise InputError(f"teacher model {model!r}: expected {EMBEDDED_MODEL!r} or the path of a GGUF file")
+        wanted = f"expected {EMBEDDED_MODEL!r} or the path of a GGUF file, relative to the working directory"
+        raise InputError(f"teacher model {model!r}: {wanted}; there is no file {path.absolute()}")
     running = [_start_server(path) for _ in range(servers)]
     try:
         yield tuple(f"{server.listening_address}/v1" for server in running)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError
-from pipeline.recipe import Teacher
+from pipeline.recipe import Recipe, Teacher
 from pipeline.teacher.client import TeacherClient
 from pipeline.teacher.ledger import Ledger
 from pipeline.teacher.local import EMBEDDED_MODEL, PARAMETERS, serve_embedded_model
@@ -57,6 +57,13 @@ async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterat
 def model_name(teacher: Teacher) -> str:
     """The model as rows and request keys name it: a file by its name, wherever it lies on this machine."""
     return Path(teacher.model or EMBEDDED_MODEL).name if teacher.kind == "local" else teacher.model
+
+
+def check_keys(recipe: Recipe) -> None:
+    """InputError, before hours of work, where a teacher that the recipe asks has no key in its variable."""
+    for modes in recipe.dialogues.values():
+        for name in sorted({mode.teacher for mode in modes if mode.teacher and mode.mode != "reverse"}):
+            read_api_key(name, recipe.teachers[name].api_key_env)
 
 
 def read_api_key(name: str, variable: str | None) -> str | None:

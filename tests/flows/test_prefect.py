@@ -366,6 +366,19 @@ def test_a_cancelled_training_leaves_no_process_behind(prefect: Prefect, recipe:
     assert wait_for(lambda: _ended(prefect.flow_run("endless")), "the end of the run") == "CANCELLED"
 
 
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_schedules_have_runs_to_come(prefect: Prefect) -> None:
+    """With SQLAlchemy 2.1 the server's scheduler fails every minute and says so only in its log."""
+
+    def scheduled() -> set[str]:
+        runs = prefect.ask("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+        deployments = {d["id"]: d["name"] for d in prefect.ask("/deployments/filter")}
+        return {deployments[run["deployment_id"]] for run in runs if run["auto_scheduled"]}
+
+    assert wait_for(lambda: scheduled() >= {"nightly", "weekly"}, "scheduled runs", 120)
+
+
 def _progress(prefect: Prefect, flow_run: dict[str, Any]) -> float:
     found = prefect.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [flow_run["id"]]}})
     return float(found[0]["data"]) if found else 0.0

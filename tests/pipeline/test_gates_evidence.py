@@ -52,6 +52,7 @@ def test_numbers_are_compared_without_separators(text: str, expected: list[str])
 def test_names_have_a_capital_inside_a_sentence() -> None:
     assert names("Singers met Anna in Georgia. They were from Ohio.", {"they"}) == ["anna", "georgia", "ohio"]
     assert names("他在UNESCO工作", set()) == ["unesco"]
+    assert names("UNESCO在巴黎。1945.", set()) == []
 
 
 @pytest.mark.parametrize(

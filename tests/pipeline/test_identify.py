@@ -1,7 +1,10 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.clean import identify as module
 from pipeline.clean.identify import UNDETERMINED, identify, mask
 
 RECIPE = ("en", "es", "fr", "ru", "zh")
@@ -60,6 +63,16 @@ def test_one_text_has_one_answer():
     text = "Es ist nicht leicht to say which langue ceci est, pero bueno."
 
     assert len({identify(text, RECIPE) for _ in range(5)}) == 1
+
+
+def test_the_order_in_which_the_disk_lists_the_profiles_does_not_matter(monkeypatch):
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listed(folder), reverse=True))
+
+    languages = module._factory.__wrapped__().get_lang_list()
+
+    assert languages == sorted(languages)
+    assert {"en", "zh-cn"} < set(languages)
 
 
 @given(st.text(max_size=120))

@@ -95,6 +95,14 @@ def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path, content, problem
         list(parquet_rows(tmp_path / "a.parquet", ()))
 
 
+def test_a_text_that_is_not_utf8_is_refused_by_its_column(tmp_path):
+    text = pa.array([b"Fine.", b"caf\xe9 noir"]).view(pa.string())
+    pq.write_table(pa.table({"title": ["A", "B"], "text": text}), tmp_path / "a.parquet")
+
+    with pytest.raises(InputError, match=r"a\.parquet: column 'text': b'caf\\xe9 noir' is not UTF-8: invalid continuation byte"):
+        documents(read_parquet, tmp_path / "a.parquet")
+
+
 def test_a_column_of_another_type_is_refused_by_its_row(tmp_path):
     pq.write_table(pa.table({"title": ["A"], "text": [5]}), tmp_path / "a.parquet")
 

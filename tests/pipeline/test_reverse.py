@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dialogues.reverse import MAX_ANSWER_TOKENS, fill, reverse_dialogues
+from pipeline.dialogues.prompts import fill
+from pipeline.dialogues.reverse import MAX_ANSWER_TOKENS, reverse_dialogues
 from pipeline.languages import load_language
 from pipeline.sample import Passage, Section, Source
 from pipeline.tokens import estimate_tokens
@@ -98,8 +99,10 @@ def test_an_answer_does_not_end_by_announcing_what_was_cut():
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_braces_in_a_value_stay_what_they_are(title, section):
-    assert fill("«{title}»: {section}, {other}", title=title, section=section) == f"«{title}»: {section}, {{other}}"
+    slots = {"title": title, "section": section}
+
+    assert fill("«{title}»: {section}, {other}", slots) == f"«{title}»: {section}, {{other}}"
 
 
 def test_a_value_that_looks_like_a_slot_is_not_filled():
-    assert fill("{title} / {section}", title="{section}", section="{title}") == "{section} / {title}"
+    assert fill("{title} / {section}", {"title": "{section}", "section": "{title}"}) == "{section} / {title}"

@@ -16,6 +16,7 @@ from pipeline.errors import InputError, WorkError
 from pipeline.recipe import Teacher
 from pipeline.sample import Message
 from pipeline.teacher import Answer, Ledger, TeacherClient, TeacherError, open_teacher
+from pipeline.teacher.answer import error_message
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is a kimono?"))
 KEY = "sk-secret-0123456789"
@@ -104,6 +105,8 @@ def test_the_request_is_openai_chat_completions_and_the_answer_is_stripped(teach
         pytest.param(reply(completion("  \n")), id="empty content"),
         pytest.param(reply(completion(None)), id="null content"),
         pytest.param(reply(completion([{"type": "text"}])), id="content that is no text"),
+        pytest.param(reply(completion("Half a pair: \ud83d")), id="content that is not Unicode"),
+        pytest.param(reply(completion("A robe.", "\ud83d")), id="a finish reason that is not Unicode"),
     ],
 )
 def test_a_passing_fault_costs_one_retry_and_no_answer(teacher_server: Any, tmp_path: Path, fault: Any) -> None:
@@ -239,6 +242,21 @@ def test_the_key_is_sent_and_shown_nowhere(
     on_disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"A robe." in on_disk and KEY.encode() not in on_disk
     assert KEY not in f"{seen} {error.value!r} {caplog.text}"
+
+
+@pytest.mark.parametrize("wrap", [b"%s", b'{"error": {"message": "%s"}}'], ids=["plain", "JSON"])
+@pytest.mark.parametrize(("status", "tries"), [(200, 3), (401, 1), (500, 8)])
+def test_no_part_of_the_key_is_left_where_a_message_is_cut(
+    teacher_server: Any, tmp_path: Path, status: int, tries: int, wrap: bytes
+) -> None:
+    for padding in (85, 110, 290):  # the cut falls into the key, which begins after them
+        teacher_server.then(*[reply(wrap % (b"x" * padding + KEY.encode() + b" " * 400), status)] * tries)
+        error, _ = ask(teacher_server, tmp_path, QUESTION, api_key=KEY, first_wait_s=0.001)
+        assert isinstance(error, TeacherError) and "xxx" in str(error) and "sk-" not in str(error)
+
+
+def test_an_error_message_that_is_not_unicode_can_be_written_down() -> None:
+    assert error_message(b'{"error": {"message": "no \\ud83d"}}', redact=str) == "no ?"
 
 
 @pytest.mark.parametrize(("value", "says"), [(None, "is not set"), ("  ", "is not set"), ("a\nb", "no header can carry")])

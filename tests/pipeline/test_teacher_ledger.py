@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, WorkError
 from pipeline.sample import Message
 from pipeline.teacher import Answer, Ledger, TeacherClient
 from pipeline.teacher.answer import request_key
@@ -85,6 +85,18 @@ def test_an_asker_that_is_cancelled_leaves_its_answer_behind(tmp_path: Path) -> 
         return len(ledger)
 
     assert with_ledger(tmp_path / "l.sqlite", use) == 2
+
+
+def test_an_answer_that_cannot_be_written_is_told_to_all_who_wait_and_the_next_is_kept(tmp_path: Path) -> None:
+    async def use(ledger: Ledger) -> tuple[list[Any], Answer]:
+        async with asyncio.timeout(10):
+            bad = (ledger.keep(answer("half a pair: \ud83d", key=f"{i}"), 50) for i in range(2))
+            return await asyncio.gather(*bad, return_exceptions=True), await ledger.keep(answer("whole"), 50)
+
+    faults, kept = with_ledger(tmp_path / "l.sqlite", use)
+    assert [type(fault) for fault in faults] == [WorkError, WorkError]
+    assert "l.sqlite: the teacher's answers cannot be written: 'utf-8' codec" in str(faults[0])
+    assert kept == answer("whole")
 
 
 def test_a_file_that_is_no_ledger_is_wrong_input(tmp_path: Path) -> None:

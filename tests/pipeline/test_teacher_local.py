@@ -57,9 +57,13 @@ def test_a_missing_server_package_says_how_to_install_it(monkeypatch: pytest.Mon
         pass
 
 
-def test_a_model_that_is_no_file_is_wrong_input() -> None:
-    with (
-        pytest.raises(InputError, match=r"teacher model 'gpt-9': expected 'smollm2' or the path of a GGUF file"),
-        serve_embedded_model("gpt-9"),
-    ):
+def test_a_model_that_is_no_file_is_wrong_input_and_the_place_looked_at_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error, serve_embedded_model("gpt-9"):
         pass
+    assert str(error.value) == (
+        "teacher model 'gpt-9': expected 'smollm2' or the path of a GGUF file, relative to the working directory; "
+        f"there is no file {tmp_path / 'gpt-9'}"
+    )

@@ -80,6 +80,7 @@ def test_a_link_to_a_category_in_a_sentence_is_its_words():
         ("en", "Between {{convert|5|and|10|ft|m}} deep.", "Between 5 and 10 feet deep."),
         ("en", "{{As of|2011|7}}, there were two.", "As of July 2011, there were two."),
         ("en", "There were two {{as of|2014|lc=y}}.", "There were two as of 2014."),
+        ("en", "There were two {{as of|2020|²|lc=y}}.", "There were two as of ² 2020."),
         ("en", "The name {{lang|grc|ἄναρχος}} means none.", "The name ἄναρχος means none."),
         (
             "en",
@@ -95,6 +96,7 @@ def test_a_link_to_a_category_in_a_sentence_is_its_words():
         ("fr", "Au {{s|xix|e}}, le {{date-|10 janvier 1929}}, {{unité|30|mm}}.", "Au XIXe siècle, le 10 janvier 1929, 30 mm."),
         ("fr", "Il dit {{citation|oui}} et {{lang|en|texte=no}}.", "Il dit « oui » et no."),
         ("fr", "{{refnec|La phrase}} est là.", "La phrase est là."),
+        ("es", "El {{fecha|2|²}} no hubo nada.", "El 2 de ² no hubo nada."),
         ("es", "El {{fecha|2|11}} hubo {{unidad|75|°C}} en el {{siglo|xx}}.", "El 2 de noviembre hubo 75 °C en el siglo XX."),
         ("ru", "Это {{нп5|Title|слово|en|Word}} и {{nobr|две штуки}}.", "Это слово и две штуки."),
         ("zh", "这是{{le|新加坡饮食|Singaporean cuisine}}的一种。", "这是新加坡饮食的一种。"),
