@@ -114,6 +114,10 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
         f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
         f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"
     )
+    if missing := dataset.languages_without_rows:
+        click.echo(
+            f"glotloom: warning: no row in {', '.join(missing)}: no source, or all of it left; the report says why", err=True
+        )
     click.echo(f"look at {out / 'report.html'}")
 
 

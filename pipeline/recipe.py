@@ -259,9 +259,6 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield f"languages = {list(recipe.languages)!r}: a language stands there twice"
     if not recipe.knowledge and not recipe.agnostic:
         yield "there is no source: add a [knowledge.LANGUAGE] or an [agnostic.TASK] table"
-    for code in recipe.languages:
-        if code not in recipe.knowledge and not any(pool.budget.get(code) for pool in recipe.agnostic.values()):
-            yield f"languages: {code!r} has no source: add a [knowledge.{code}], or a budget for it in an [agnostic.TASK]"
     for code, knowledge in recipe.knowledge.items():
         if code not in recipe.languages:
             yield f"knowledge.{code}: {code!r} is not among languages"

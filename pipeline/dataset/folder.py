@@ -37,6 +37,12 @@ class DatasetFolder:
         return sum(config[split]["rows"] for config in self.manifest["configs"].values())
 
     @property
+    def languages_without_rows(self) -> list[str]:
+        """Languages that the recipe names and no row is in: without a source, or all of theirs left."""
+        found = {config["language"] for config in self.manifest["configs"].values()}
+        return [code for code in self.manifest["recipe"]["languages"] if code not in found]
+
+    @property
     def left(self) -> int:
         """How many rows, passages and pages left, over all stages."""
         return sum(sum(report.dropped.values()) for report in self.reports)

@@ -32,7 +32,13 @@ def test_build_says_what_it_made_and_is_quiet_in_a_log(small_toml: Path, tmp_pat
     assert done.stdout.splitlines()[-1] == f"look at {out / 'report.html'}"
     lines = done.stderr.splitlines()
     assert [line.split(":")[0] for line in lines][:2] == ["passages-fr", "pool-math"]
-    assert all(" rows in " in line and "\r" not in line for line in lines)  # a line a stage, no bar
+    assert all(" in, " in line and " left" in line and "\r" not in line for line in lines)  # a line a stage, no bar
+
+
+def test_a_language_without_a_row_is_told(small_toml: Path, tmp_path: Path, glotloom: Glotloom) -> None:
+    done = glotloom("build", small_toml, "--out", tmp_path / "dataset", "--set", 'languages=["en", "fr", "es"]')
+    assert done.exit_code == 0, done.output
+    assert "warning: no row in es" in done.stderr
 
 
 def times_of_change(out: Path) -> dict[Path, int]:

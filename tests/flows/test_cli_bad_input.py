@@ -28,7 +28,7 @@ def the_line(result: Result) -> str:
     assert result.exit_code == 2, (result.output, result.exception)
     lines = result.stderr.splitlines()
     assert [line for line in lines if line.startswith("glotloom: ")] == lines[-1:], result.stderr
-    assert all(re.fullmatch(r"[\w -]+: \d+ \w+ in [\d.]+ s", line) for line in lines[:-1]), result.stderr
+    assert all(re.fullmatch(r"[\w-]+: \d+ \w+ in, \d+ \w+ out, \d+ left.*, [\d.]+ s", line) for line in lines[:-1]), result.stderr
     assert result.stdout == ""
     return lines[-1].removeprefix("glotloom: ")
 
@@ -150,7 +150,8 @@ def test_a_page_without_text_leaves_with_that_reason(tmp_path: Path, small_recip
 def test_a_source_of_nothing_but_empty_pages_is_refused(refused: Refused, tmp_path: Path) -> None:
     jsonl(tmp_path / "pages.jsonl", {"id": "1", "title": "Vide", "text": ""}, {"id": "2", "title": "Vide aussi", "text": " "})
     line = refused("sample:knowledge/frwiki-sample.xml.bz2", "pages.jsonl", "wikipedia-dump", "jsonl")
-    assert line == "pages.jsonl: gives no passage for 'fr': page_without_text 2"
+    limits = "documents of 100 (min_tokens) to 10000 (max_tokens) estimated tokens are taken"
+    assert line == f"pages.jsonl: gives no passage for 'fr': page_without_text 2; {limits}"
 
 
 def test_a_line_of_invalid_utf8_is_refused_by_its_number(refused: Refused, tmp_path: Path) -> None:

@@ -261,11 +261,6 @@ def test_a_teachers_name_cannot_lead_out_of_the_work_folder():
         parse_recipe(FRENCH | {"teachers": {"../../up": {"kind": "local"}}})
 
 
-def test_a_language_without_any_source_is_refused():
-    with pytest.raises(InputError, match=r"'en' has no source: add a \[knowledge\.en\]"):
-        parse_recipe(FRENCH | {"languages": ["fr", "en"]})
-
-
 def test_a_key_where_the_name_of_a_variable_belongs_is_never_shown():
     teacher = {"kind": "openai", "base_url": "http://127.0.0.1/v1", "model": "m", "api_key_env": "sk-secret-secret"}
     with pytest.raises(InputError, match="the name of an environment variable") as error:
