@@ -175,7 +175,8 @@ class TeacherClient:
             wait_s = _retry_after_s(response.headers.get("Retry-After"))
             message = f"status {status}: {error_message(content, redact=self._safe)}"
             return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
-        return self._error(f"status {status}: {error_message(content, redact=self._safe)}", status)
+        hint = " (a base_url usually ends in /v1)" if status == 404 else ""
+        return self._error(f"status {status}: {error_message(content, redact=self._safe)}{hint}", status)
 
     def _give_up(self, fault: PassingError, tried: int) -> Exception:
         if not self._answered:
