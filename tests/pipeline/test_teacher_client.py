@@ -128,7 +128,8 @@ def test_a_lasting_fault_is_not_retried_and_names_status_and_reason(teacher_serv
     teacher_server.then(reply({"error": {"message": "no such\nmodel 'm'"}}, status))
     error, client = ask(teacher_server, tmp_path, QUESTION)
     assert isinstance(error, TeacherError) and error.status == status
-    assert str(error) == f"teacher 'main': status {status}: no such model 'm'"
+    hint = " (a base_url usually ends in /v1)" if status == 404 else ""
+    assert str(error) == f"teacher 'main': status {status}: no such model 'm'{hint}"
     assert (client.usage.requests, client.usage.failed) == (1, 1)
 
 
