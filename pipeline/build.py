@@ -46,8 +46,9 @@ def build(
 ) -> DatasetFolder:
     """Make the dataset of a recipe in the folder `out`, re-using every stage that was finished before.
 
-    Killed at any moment, the same call goes on and ends with the same bytes. Raises InputError before anything is written
-    where the recipe's files or `out` are not what they should be, WorkError when the disk is full or a teacher goes away.
+    Killed at any moment, the same call goes on and ends with the same bytes. Raises InputError where the recipe, its files
+    or `out` are not what they should be (of the build only finished stages then stay), WorkError when the disk is full or a
+    teacher goes away.
     """
     check_keys(recipe)
     stages = plan(recipe)
