@@ -5,31 +5,55 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
 from malora.registry import MALORA
 
+FORMAT_VERSION = 1  # of the saved tensors and of the meaning of the fields; raised when an older reader would be wrong
+Variant = Literal["malora", "moe_lora", "hydra", "lora"]
+Init = Literal["matched", "svd"]
+
 
 @dataclass
 class MaloraConfig(PeftConfig):
-    """A mixture of asymmetric low-rank adapters (MALoRA, arXiv 2410.22782) on linear layers.
+    """A mixture of asymmetric low-rank adapters (MALoRA, arXiv 2410.22782) on linear layers, and its baselines.
 
     For a linear layer ``W0`` (m x n), ``N = num_experts``, ``d = shared_rank``, ``r_bar = expert_rank``::
 
-        y = W0 x + s * sum over the top_k experts t of  G_t(x) * B_t P_t (A x)
+        malora    y = W0 x + s * sum over the top_k experts t of  G_t(x) * B_t P_t (A x)
+        moe_lora  y = W0 x + s * sum over the top_k experts t of  G_t(x) * B_t A_t x
+        hydra     y = W0 x + s * sum over all experts t of        G_t(x) * B_t A x
+        lora      y = W0 x + s * B A x
 
     with ``A`` (d x n) shared by the experts, ``P_t`` (r_bar x d), ``B_t`` (m x r_bar), ``G`` the softmax over the
-    top-k logits of the router, and ``s = lora_alpha / r_bar`` (``/ sqrt(r_bar)`` with ``use_rslora``).
+    top-k logits of the router (k = 1: the full softmax's probability), and ``s = lora_alpha / r_bar``
+    (``/ sqrt(r_bar)`` with ``use_rslora``). Fields left at None take the value that their help names and keep it.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the LoRA that this adapter is compared with; r <= r_bar."})
     lora_alpha: float = field(default=16, metadata={"help": "The scale is lora_alpha / expert_rank."})
-    num_experts: int = field(default=8, metadata={"help": "Experts per adapted linear layer, N."})
-    top_k: int = field(default=2, metadata={"help": "Experts that one token uses, 1 to num_experts."})
-    expert_rank: int | None = field(default=None, metadata={"help": "r_bar, rank of each up-projection; None: r."})
-    shared_rank: int | None = field(default=None, metadata={"help": "d, rank of the shared down-projection; None: expert_rank."})
+    num_experts: int = field(
+        default=None,  # type: ignore[assignment]  # never None after __post_init__, as the four below
+        metadata={"help": "Experts per adapted linear layer, N; None: 8 (1 for lora)."},
+    )
+    top_k: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Experts that one token uses, 1 to num_experts; None: 2 (all for hydra, as published)."},
+    )
+    expert_rank: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "r_bar, rank of each up-projection; None: r."},
+    )
+    shared_rank: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "d, rank of the shared down-projection; None: expert_rank."},
+    )
+    variant: Variant = field(default="malora", metadata={"help": "malora, or a baseline: moe_lora, hydra, lora."})
+    shared_router: bool = field(default=False, metadata={"help": "The router reads A x instead of x: N*d weights, not N*n."})
+    freeze_shared: bool = field(default=False, metadata={"help": "A stays at its random start: fewer parameters to train."})
+    init: Init = field(default="matched", metadata={"help": "Start of A and P: independent draws, or a joint SVD ('svd')."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, a regular expression, or 'all-linear'. Linear layers only."}
     )
@@ -44,30 +68,46 @@ class MaloraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer numbers to adapt."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
     bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base stay as they are."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the saved adapter; set when it is saved."})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = MALORA
-        if self.expert_rank is None:
-            self.expert_rank = self.r
-        if self.shared_rank is None:
-            self.shared_rank = self.expert_rank
+        self._resolve()
         for key in ("target_modules", "exclude_modules"):
             value = getattr(self, key)
             if isinstance(value, (list, tuple)):
                 setattr(self, key, set(value))
         self._check()
+        self._check_variant()
+
+    def _resolve(self) -> None:
+        plain = self.variant == "lora"
+        if self.num_experts is None:
+            self.num_experts = 1 if plain else 8
+        if self.top_k is None:
+            self.top_k = self.num_experts if self.variant == "hydra" else min(2, self.num_experts)
+        if self.expert_rank is None:
+            self.expert_rank = self.r
+        if self.shared_rank is None:
+            self.shared_rank = self.expert_rank
 
     def _check(self) -> None:
+        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version = {self.format_version!r}: this adapter was saved by a newer glotloom, and this one reads up to "
+                f"{FORMAT_VERSION}; pip install --upgrade glotloom"
+            )
+        for key, known in (("variant", get_args(Variant)), ("init", get_args(Init))):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(known)}")
         for key in ("r", "expert_rank", "shared_rank", "num_experts", "top_k"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key} = {value!r}: expected a whole number of at least 1")
-        if not self.shared_rank >= self.expert_rank >= self.r:  # type: ignore[operator]  # both are set by now
-            raise ValueError(
-                f"shared_rank = {self.shared_rank}, expert_rank = {self.expert_rank}, r = {self.r}: expected "
-                "shared_rank >= expert_rank >= r (a B of higher rank than A gains nothing)"
-            )
+        for low, high in (("r", "expert_rank"), ("expert_rank", "shared_rank")):  # a B of higher rank than A gains nothing
+            if getattr(self, high) < getattr(self, low):
+                raise ValueError(f"{high} = {getattr(self, high)}: expected at least {low} = {getattr(self, low)}")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k = {self.top_k}: expected at most num_experts = {self.num_experts}")
         for key in ("lora_alpha", "router_aux_loss_coef"):
@@ -79,11 +119,36 @@ class MaloraConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"layers_pattern = {self.layers_pattern!r}: it needs layers_to_transform beside it")
 
+    def _check_variant(self) -> None:
+        """An option that a variant has no use for is refused, not ignored."""
+        if self.variant == "malora":
+            return
+        if self.variant == "lora" and self.num_experts != 1:
+            raise ValueError(f"num_experts = {self.num_experts}: a plain lora has one; choose another variant, or leave it out")
+        for key in ("expert_rank", "shared_rank"):
+            if getattr(self, key) != self.r:
+                raise ValueError(f"{key} = {getattr(self, key)}: variant {self.variant!r} has the one rank r = {self.r}")
+        for key, plain in (("shared_router", False), ("freeze_shared", False), ("init", "matched")):
+            if getattr(self, key) != plain:
+                raise ValueError(f"{key} = {getattr(self, key)!r}: an option of variant 'malora', and this is {self.variant!r}")
+
+    def shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+        """Tensor -> its shape on a linear layer of ``inputs`` (n) and ``outputs`` (m) features; what a variant lacks is absent."""
+        experts, rank, down = self.num_experts, self.expert_rank, self.shared_rank
+        if self.variant == "moe_lora":
+            down = experts * rank  # every expert's own A, one below the other
+        shapes: dict[str, tuple[int, ...]] = {"A": (down, inputs)}
+        if self.variant == "malora":
+            shapes["P"] = (experts, rank, down)
+        shapes["B"] = (experts, outputs, rank)
+        if self.variant != "lora":
+            shapes["router"] = (experts, down if self.shared_router else inputs)
+        return shapes
+
     @property
     def scaling(self) -> float:
         """``s`` of the equation."""
-        rank = self.expert_rank or self.r
-        return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.lora_alpha / (math.sqrt(self.expert_rank) if self.use_rslora else self.expert_rank)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration with sets as sorted lists, so that it is saved to the same bytes every time."""

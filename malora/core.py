@@ -1,27 +1,41 @@
-"""MALoRA's arithmetic: the gate, the stacked update, the start. Pure functions of tensors, without PEFT.
+"""The arithmetic of the adapter: the gate, the stacked mixture with its derivative, the start. Functions of tensors, no PEFT.
 
-Letters: n inputs and m outputs of the linear layer, N experts, k of them per token, d the shared rank, r the rank of an
-expert's up-projection, s the scale. ``...`` stands for any leading shape (batch, position).
+Letters: n inputs and m outputs of the linear layer, N experts, k of them per token, d rows of the down-projection A, r the
+rank of an expert's up-projection, s the scale, T tokens. ``...`` stands for any leading shape (batch, position).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, softmax
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 
-class Start(NamedTuple):
-    """The tensors of an adapted linear layer before training, on the CPU in float32."""
+@dataclass(frozen=True)
+class Experts:
+    """The tensors of one adapted linear layer. Which of them there are makes the variant.
+
+    ``z_t``, what expert t projects up, is ``P_t (A x)`` (malora), ``A_t x`` (moe_lora: A holds N blocks of r rows) or
+    ``A x`` (hydra and lora: A has r rows).
+    """
 
     A: Tensor  # (d, n)
-    P: Tensor  # (N, r, d)
     B: Tensor  # (N, m, r)
-    router: Tensor  # (N, n)
+    P: Tensor | None = None  # (N, r, d)
+    router: Tensor | None = None  # (N, n), or (N, d) where it reads A x; None: every gate is 1
+    shared_router: bool = False
+
+    def to(self, dtype: torch.dtype) -> Experts:
+        """The same in another type."""
+        P, router = (None if tensor is None else tensor.to(dtype) for tensor in (self.P, self.router))
+        return Experts(self.A.to(dtype), self.B.to(dtype), P, router, self.shared_router)
 
 
 def top_k_mask(logits: Tensor, k: int) -> Tensor:
@@ -29,6 +43,8 @@ def top_k_mask(logits: Tensor, k: int) -> Tensor:
 
     (..., N) -> bool (..., N)
     """
+    if k == logits.shape[-1]:
+        return torch.ones_like(logits, dtype=torch.bool)
     best = logits.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]  # (..., k)
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, best, True)  # (..., N)
 
@@ -39,49 +55,209 @@ def gate(logits: Tensor, k: int) -> Tensor:
     With k = 1 that softmax would be the constant 1 and the router would learn nothing; there it is the probability of
     the full softmax instead. At least float32, also under autocast. (..., N) -> (..., N)
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if k == logits.shape[-1] and k > 1:
-        return softmax(logits, dim=-1)
-    chosen = top_k_mask(logits, k)
+    logits = _at_least_float32(logits)
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()  # torch's softmax is five times slower over so few
     if k == 1:
-        return softmax(logits, dim=-1) * chosen
-    return softmax(logits.masked_fill(~chosen, -math.inf), dim=-1)
+        return weights / weights.sum(dim=-1, keepdim=True) * top_k_mask(logits, k)
+    weights = weights * top_k_mask(logits, k)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def update(base: Tensor, x: Tensor, gates: Tensor, A: Tensor, P: Tensor, B: Tensor, s: float) -> Tensor:
-    """``base + s * sum_t gates_t * B_t P_t (A x)``, all experts stacked into one product: ``base + h @ B_all``.
+def gate_backward(gates: Tensor, grad: Tensor, logits: Tensor, k: int) -> Tensor:
+    """The gradient of the logits, given that of the gates. All (T, N)."""
+    if k > 1:  # p (g - sum p g), and p is zero outside of the k
+        return gates * (grad - (gates * grad).sum(dim=-1, keepdim=True))
+    p = _at_least_float32(logits).softmax(dim=-1)
+    return p * (torch.where(gates > 0, grad, 0.0) - (gates * grad).sum(dim=-1, keepdim=True))
 
-    No expert is gathered or scattered, so nothing is atomic and the result is the same every time; closed gates
-    multiply by zero. Worth it while N*r stays below ~512.
-    base (..., m), x (..., n), gates (..., N), A (d, n), P (N, r, d), B (N, m, r) -> (..., m)
+
+def mixture(
+    x: Tensor, base: Tensor | torch.nn.Linear, experts: Experts, k: int, s: float, gates: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """``y = base + s * sum_t gates_t * B_t z_t`` and the router's logits (None without a router).
+
+    All experts are stacked into one product, ``[gates_1 z_1 ... gates_N z_N] [B_1 ... B_N]^T``, added to the base by one
+    ``addmm``: no expert is gathered or scattered, so nothing is atomic and the result is the same every time; closed
+    gates multiply by zero. Worth it while N r stays below ~512.
+
+    ``base`` is the output of the adapted layer (..., m), or the layer itself when it is a plain frozen one: then its
+    product with x is computed here too, and both derivatives by x are summed without another pass over them.
+    ``gates`` (N), when given, replace the router's for every token. x (..., n) -> y (..., m), logits (..., N)
     """
-    experts, outputs, rank = B.shape
-    shared = linear(x, A)  # (..., d)
-    down = linear(shared, P.flatten(0, 1))  # (..., N*r)
-    scaled = (s * gates).to(down.dtype)  # (..., N)
-    h = (down.view(*down.shape[:-1], experts, rank) * scaled.unsqueeze(-1)).flatten(-2)  # (..., N*r)
-    stacked = B.permute(0, 2, 1).reshape(experts * rank, outputs)  # (N*r, m)
-    if base.dtype != h.dtype:
-        return base + (h @ stacked).to(base.dtype)  # (..., m)
-    flat = torch.addmm(base.reshape(-1, outputs), h.reshape(-1, experts * rank), stacked)  # (tokens, m)
-    return flat.view(base.shape)  # (..., m)
+    inputs, outputs = x.shape[-1], experts.B.shape[1]
+    weight = bias = None
+    if isinstance(base, torch.nn.Linear):
+        weight, bias = base.weight, base.bias
+        flat = None
+    else:
+        flat = base.reshape(-1, outputs)  # (T, m)
+    router = experts.router if gates is None else None
+    e = experts
+    y, logits = _Mixture.apply(x.reshape(-1, inputs), flat, weight, bias, e.A, e.P, e.B, router, gates, k, s, e.shared_router)  # type: ignore[no-untyped-call]
+    leading = x.shape[:-1]
+    return y.view(*leading, outputs), None if logits is None else logits.view(*leading, experts.B.shape[0])
 
 
-def start(inputs: int, outputs: int, *, experts: int, rank: int, shared: int, seed: int, name: str, identity: bool = True) -> Start:
-    """The tensors to begin with; the same for the same seed and name, whatever was drawn before.
+class _Mixture(torch.autograd.Function):
+    """Written by hand for three reasons: it keeps (d + 2 N) numbers a token for the backward pass, not (d + 3 N r); the
+    router and A share one product with x, and one with its gradient; nothing as large as x or y is made only to be added.
+    """
 
-    ``B = 0`` makes the adapter the identity. ``P_t A`` gets the variance of a LoRA's A, ``1/(3n)``: A is
-    kaiming-uniform (a = sqrt 5: variance 1/(3n)), P_t normal with variance 1/d, a draw of its own for every expert, then
-    rescaled so that the variance of each product is exact (single draws scatter by 12-18 %).
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (T, n)
+        base: Tensor | None,  # (T, m), or None: computed here from weight and bias
+        weight: Tensor | None,  # (m, n)
+        bias: Tensor | None,  # (m)
+        A: Tensor,
+        P: Tensor | None,
+        B: Tensor,
+        router: Tensor | None,
+        fixed: Tensor | None,  # (N)
+        k: int,
+        s: float,
+        shared_router: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        experts, _, rank = B.shape
+        u, logits = _project(x, A, router, shared_router)  # (T, d), (T, N)
+        gates = fixed if logits is None else gate(logits, k)  # (N), (T, N) or None
+        h = _expert_inputs(u, P, gates, s, experts, rank)  # (T, N*r)
+        stacked = _stack(B)  # (N*r, m)
+        if base is None:
+            assert weight is not None
+            y = linear(x, weight, bias).addmm_(h, stacked)  # (T, m)
+        elif base.dtype == h.dtype:
+            y = torch.addmm(base, h, stacked)
+        else:
+            y = base + (h @ stacked).to(base.dtype)
+        ctx.save_for_backward(_if_needed(ctx, x, shared_router), u, logits, gates, weight, A, P, B, router)
+        ctx.k, ctx.s, ctx.shared_router = k, s, shared_router
+        ctx.set_materialize_grads(False)
+        return y, logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, u, logits, gates, weight, A, P, B, router = ctx.saved_tensors
+        experts, outputs, rank = B.shape
+        need_x, need_base, _, _, need_A, need_P, need_B, need_router = ctx.needs_input_grad[:8]
+        dx = dA = dP = dB = drouter = None
+        if dy is None:  # only the logits were used
+            dy = B.new_zeros(u.shape[0], outputs)
+        grad = dy.to(B.dtype)  # (T, m)
+        z = _ups(u, P, rank)  # (T, N or 1, r)
+        scale = ctx.s if gates is None else (gates * ctx.s).to(u.dtype).unsqueeze(-1)  # (T, N, 1), (N, 1) or a number
+        dh = (grad @ _stack(B).t()).view(-1, experts, rank)  # (T, N, r)
+        if need_B:
+            dB = ((z * scale).reshape(-1, experts * rank).t() @ grad).view(experts, rank, outputs).transpose(1, 2)
+        dz = (dh * scale).flatten(1)  # (T, N*r)
+        if P is not None:
+            du = dz @ P.flatten(0, 1)  # (T, d)
+            dP = (dz.t() @ u).view_as(P) if need_P else None
+        elif u.shape[1] == dz.shape[1]:  # an A for each expert
+            du = dz
+        else:  # one A for all
+            du = dz.view(-1, experts, rank).sum(dim=1)
+        if logits is not None:
+            routed = gate_backward(gates, (dh * z).sum(dim=-1).to(gates.dtype) * ctx.s, logits, ctx.k).to(u.dtype)  # (T, N)
+            dlogits = routed if dlogits is None else routed + dlogits
+        if router is not None and ctx.shared_router:
+            drouter = dlogits.t() @ u if need_router else None  # type: ignore[union-attr]
+            du = du.addmm(dlogits, router)
+        elif router is not None:  # what A and the router gave x, they give together
+            assert dlogits is not None  # a router has logits
+            du, A = torch.cat([du, dlogits], dim=1), torch.cat([A, router])  # (T, d + N), (d + N, n)
+        if need_x:
+            dx = du @ A if weight is None else (dy @ weight).addmm_(du, A)  # (T, n)
+        if x is not None:
+            down = du.t() @ x  # (d, n) or (d + N, n)
+            dA = down[: u.shape[1]] if need_A else None
+            drouter = drouter if down.shape[0] == u.shape[1] else down[u.shape[1] :]
+        return dx, dy if need_base else None, None, None, dA, dP, dB, drouter, None, None, None, None
+
+
+def _project(x: Tensor, A: Tensor, router: Tensor | None, shared_router: bool) -> tuple[Tensor, Tensor | None]:
+    """``A x`` and the router's logits, from one product where both read x."""
+    if router is None:
+        return linear(x, A), None
+    if shared_router:
+        u = linear(x, A)
+        return u, linear(u, router)
+    both = linear(x, torch.cat([A, router]))  # (T, d + N)
+    return both[:, : A.shape[0]], both[:, A.shape[0] :].contiguous()
+
+
+def _ups(u: Tensor, P: Tensor | None, rank: int) -> Tensor:
+    """z: what each expert projects up; the one row that all share has no expert dimension of its own. (T, N or 1, r)"""
+    z = u if P is None else linear(u, P.flatten(0, 1))
+    return z.reshape(z.shape[0], z.shape[1] // rank, rank)
+
+
+def _expert_inputs(u: Tensor, P: Tensor | None, gates: Tensor | None, s: float, experts: int, rank: int) -> Tensor:
+    z = _ups(u, P, rank)
+    if gates is None:
+        return (z * s).reshape(-1, experts * rank)
+    return (z * (gates * s).to(z.dtype).unsqueeze(-1)).reshape(-1, experts * rank)
+
+
+def _stack(B: Tensor) -> Tensor:
+    """(N, m, r) -> (N*r, m)"""
+    return B.transpose(1, 2).reshape(-1, B.shape[1])
+
+
+def _if_needed(ctx: Any, x: Tensor, shared_router: bool) -> Tensor | None:
+    """x is kept only where the gradient of A or of a router on x wants it."""
+    needs = ctx.needs_input_grad
+    return x if needs[4] or (needs[7] and not shared_router) else None
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def start(shapes: Mapping[str, tuple[int, ...]], *, init: str, seed: int, name: str, identity: bool = True) -> dict[str, Tensor]:
+    """The tensors to begin with, on the CPU in float32; the same for the same seed and name, whatever was drawn before.
+
+    ``B = 0`` makes the adapter the identity. Every expert's way down (``P_t A``, or its own A) gets the variance of a
+    LoRA's A, ``1/(3n)``, as kaiming-uniform with a = sqrt 5 has it. ``matched`` draws P_t from a normal distribution;
+    ``svd`` draws N such A, takes their leading right singular vectors as the one A, and each expert's own part as P_t. Both
+    then rescale each P_t so that the variance of each product is exact (single draws scatter by 12-18 %).
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    A = torch.empty(shared, inputs).uniform_(-1, 1, generator=draw) / math.sqrt(inputs)
-    P = torch.empty(experts, rank, shared).normal_(generator=draw) / math.sqrt(shared)
-    spread = (P @ A).square().mean(dim=(1, 2), keepdim=True)  # (N, 1, 1)
-    P = P * (spread * 3 * inputs).rsqrt()
-    router = torch.empty(experts, inputs).uniform_(-1, 1, generator=draw) / math.sqrt(inputs)
-    B = torch.zeros(experts, outputs, rank)
-    if not identity:
-        B = B.normal_(generator=draw) / math.sqrt(rank)
-    return Start(A, P, B, router)
+    down, inputs = shapes["A"]
+    tensors = {}
+    if "P" in shapes:
+        experts, rank, _ = shapes["P"]
+        if init == "svd":
+            A, P = _joint_svd(_kaiming((experts, down, inputs), draw), rank)
+        else:
+            A = _kaiming((down, inputs), draw)
+            P = torch.empty(shapes["P"]).normal_(generator=draw)
+        spread = (P @ A).square().mean(dim=(1, 2), keepdim=True)  # (N, 1, 1)
+        tensors = {"A": A, "P": P * (spread * 3 * inputs).rsqrt()}
+    else:
+        tensors = {"A": _kaiming((down, inputs), draw)}
+    if "router" in shapes:
+        tensors["router"] = _kaiming(shapes["router"], draw)
+    B = torch.zeros(shapes["B"])
+    tensors["B"] = B if identity else B.normal_(generator=draw) / math.sqrt(shapes["B"][-1])
+    return tensors
+
+
+def _kaiming(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Uniform with variance 1/(3 n), n the last dimension."""
+    return torch.empty(shape).uniform_(-1, 1, generator=draw) / math.sqrt(shape[-1])
+
+
+def _joint_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The d leading right singular vectors of N matrices one below the other, and what of each of them they span.
+
+    (N, d, n) -> A (d, n) with orthonormal rows, P (N, rank, d) = U S of each expert's first ``rank`` rows
+    """
+    down = matrices.shape[1]
+    _, _, right = torch.linalg.svd(matrices.flatten(0, 1), full_matrices=False)  # (min(N d, n), n)
+    A = right[:down]
+    A = A * A.gather(1, A.abs().argmax(dim=1, keepdim=True)).sign()  # a singular vector's sign is arbitrary
+    return A, matrices[:, :rank] @ A.t()  # U S = M V

@@ -1,4 +1,4 @@
-"""A linear layer with a MALoRA adapter: it keeps the wrapped layer and adds to its output."""
+"""A linear layer with an adapter: it keeps the wrapped layer and adds to its output."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any, NoReturn
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from malora.balance import Routing
 from malora.config import MaloraConfig
-from malora.core import gate, start, update
+from malora.core import Experts, mixture, start
 
 CANNOT_MERGE = (
-    "a MALoRA adapter cannot be merged into the weights: which experts are used depends on each token. "
-    "Keep it as an adapter (it adds a few percent of time)."
+    "a routed adapter cannot be merged into the weights: which experts are used depends on each token. "
+    "malora.export_lora(model, folder) writes a plain LoRA with fixed gates, which stock PEFT loads and merges."
 )
 
 
 class MaloraLayer(BaseTunerLayer):
-    """Tensors by adapter name: ``malora_A`` (d, n), ``malora_P`` (N, r, d), ``malora_B`` (N, m, r),
-    ``malora_router`` (N, n)."""
+    """Tensors by adapter name: ``malora_A`` (d, n), ``malora_P`` (N, r_bar, d), ``malora_B`` (N, m, r_bar),
+    ``malora_router`` (N, n) or (N, d); a variant without P or router has no entry there."""
 
     adapter_layer_names = ("malora_A", "malora_P", "malora_B", "malora_router")
     other_param_names = ("configs",)
@@ -36,30 +35,44 @@ class MaloraLayer(BaseTunerLayer):
         self.malora_router = nn.ParameterDict()
         self.configs: dict[str, MaloraConfig] = {}
         self.routing: Routing | None = None
+        self.fixed_gates: Tensor | None = None  # (N): instead of the router's, for every token
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True
 
     def update_layer(self, adapter_name: str, config: MaloraConfig, inference_mode: bool = False) -> None:
         """Adds an adapter under this name, at its start."""
-        assert config.expert_rank is not None and config.shared_rank is not None  # set by the configuration
         tensors = start(
-            self.in_features,
-            self.out_features,
-            experts=config.num_experts,
-            rank=config.expert_rank,
-            shared=config.shared_rank,
+            config.shapes(self.in_features, self.out_features),
+            init=config.init,
             seed=config.init_seed,
             name=self.name,
             identity=config.init_weights,
         )
         self.configs[adapter_name] = config
-        self.malora_A[adapter_name] = nn.Parameter(tensors.A)
-        self.malora_P[adapter_name] = nn.Parameter(tensors.P)
-        self.malora_B[adapter_name] = nn.Parameter(tensors.B)
-        self.malora_router[adapter_name] = nn.Parameter(tensors.router)
+        for key, tensor in tensors.items():
+            getattr(self, f"malora_{key}")[adapter_name] = nn.Parameter(tensor)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze_shared()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        self._freeze_shared()
+
+    def _freeze_shared(self) -> None:
+        for adapter, config in self.configs.items():
+            if config.freeze_shared and adapter in self.malora_A:
+                self.malora_A[adapter].requires_grad_(False)
+
+    def experts(self, adapter: str) -> Experts:
+        """The tensors of one adapter."""
+        A, B = self.malora_A[adapter], self.malora_B[adapter]
+        P, router = self.malora_P.get(adapter), self.malora_router.get(adapter)
+        return Experts(A, B, P, router, self.configs[adapter].shared_router)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         raise NotImplementedError(CANNOT_MERGE)
@@ -82,27 +95,47 @@ class MaloraLinear(nn.Module, MaloraLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., n) -> (..., m), in the type of the base layer's output."""
-        y: Tensor = self.base_layer(x, *args, **kwargs)  # (..., m)
-        if self.disable_adapters:
-            return y
-        for adapter in self.active_adapters:
-            if adapter in self.malora_A:
-                y = self._adapt(y, x, adapter)
-        return y
+        adapters = [name for name in self.active_adapters if name in self.malora_A]
+        if self.disable_adapters or not adapters:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        plain = not args and not kwargs and self._is_plain(x, adapters[0])
+        y: Any = self.base_layer if plain else self.base_layer(x, *args, **kwargs)
+        for adapter in adapters:
+            y = self._adapt(y, x, adapter, alone=len(adapters) == 1)
+        return y  # type: ignore[no-any-return]
 
-    def _adapt(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
-        config, A, router = self.configs[adapter], self.malora_A[adapter], self.malora_router[adapter]
-        if not torch.is_autocast_enabled(x.device.type):
-            x = self._cast_input_dtype(x, A.dtype)  # a bfloat16 base with a float32 adapter
-        logits = linear(x, router)  # (..., N)
-        if self.routing is not None:
-            key = self.name if len(self.active_adapters) == 1 else f"{self.name}:{adapter}"
+    def _is_plain(self, x: Tensor, adapter: str) -> bool:
+        """Whether the base layer may be computed together with the adapter: nothing else can be looking at its output."""
+        layer = self.base_layer
+        return (
+            type(layer) is nn.Linear
+            and not layer._forward_hooks
+            and not layer._forward_pre_hooks
+            and not layer._backward_hooks
+            and not layer._backward_pre_hooks
+            and not layer.weight.requires_grad
+            and (layer.bias is None or not layer.bias.requires_grad)
+            and layer.weight.dtype == x.dtype == self.malora_A[adapter].dtype
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def _adapt(self, y: Tensor | nn.Linear, x: Tensor, adapter: str, *, alone: bool) -> Tensor:
+        config, experts = self.configs[adapter], self.experts(adapter)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, experts = x.to(dtype), experts.to(dtype)
+        else:
+            x = self._cast_input_dtype(x, experts.A.dtype)  # a bfloat16 base with a float32 adapter
+        with torch.autocast(device, enabled=False):
+            out, logits = mixture(x, y, experts, config.top_k, config.scaling, self.fixed_gates)  # (..., m), (..., N)
+        if self.routing is not None and logits is not None:
+            key = self.name if alone else f"{self.name}:{adapter}"
             self.routing.add(key, logits, config.top_k, config.router_aux_loss_coef)
-        gates = gate(logits, config.top_k)  # (..., N)
-        return update(y, x, gates, A, self.malora_P[adapter], self.malora_B[adapter], config.scaling)  # (..., m)
+        return out
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}: N={c.num_experts}, k={c.top_k}" for name, c in self.configs.items())
+        return ", ".join(f"{name}: {c.variant}, N={c.num_experts}, k={c.top_k}" for name, c in self.configs.items())
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:

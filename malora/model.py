@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -76,11 +78,41 @@ class MaloraModel(BaseTuner):
             for layer, before in zip(layers, outer, strict=True):
                 layer.routing = before
 
+    @contextmanager
+    def fixed_gates(self, gates: Mapping[str, Sequence[float]]) -> Iterator[None]:
+        """While open, every token uses these gates (module name -> N numbers); modules not named use 1/N each.
+
+        Routers do not run meanwhile. Raises ValueError for an unknown module or a wrong count.
+        """
+        layers = self.adapted_layers()
+        if unknown := sorted(set(gates) - set(layers)):
+            raise ValueError(f"gates: no adapted module {unknown[0]!r}; there are {', '.join(list(layers)[:4])} ...")
+        fixed = {name: _gates_of(layer, gates.get(name)) for name, layer in layers.items()}
+        for name, layer in layers.items():
+            layer.fixed_gates = fixed[name]
+        try:
+            yield
+        finally:
+            for layer in layers.values():
+                layer.fixed_gates = None
+
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(CANNOT_MERGE)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(CANNOT_MERGE)
+
+
+def _gates_of(layer: MaloraLayer, numbers: Sequence[float] | None) -> Tensor:
+    """(N), in float32 or the adapter's float64, on its device."""
+    adapters = [name for name in layer.active_adapters if name in layer.configs]
+    if len(adapters) != 1:
+        raise ValueError(f"{layer.name}: gates can be fixed with one active adapter, and there are {len(adapters)}")
+    experts, A = layer.configs[adapters[0]].num_experts, layer.malora_A[adapters[0]]
+    values = [1 / experts] * experts if numbers is None else [float(number) for number in numbers]
+    if len(values) != experts or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{layer.name}: gates {values}: expected {experts} finite numbers")
+    return torch.tensor(values, dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)
 
 
 register(MaloraConfig, MaloraModel)

@@ -18,7 +18,6 @@ from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from malora.base_model import identify_base, load_base
-from malora.config import MaloraConfig
 from malora.data import Source, find_files
 from malora.encode import Encoded, EncodedRow, encode
 from malora.errors import InputError
@@ -134,26 +133,12 @@ class _Run:
             torch.use_deterministic_algorithms(True, warn_only=True)
         set_seed(config.seed)
         model, tokenizer = load_base(config.base_model, dtype=_dtype(config))
-        targets = config.target_modules
-        adapter = MaloraConfig(
-            task_type="CAUSAL_LM",
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            num_experts=config.num_experts,
-            top_k=config.top_k,
-            expert_rank=config.expert_rank,
-            shared_rank=config.shared_rank,
-            use_rslora=config.use_rslora,
-            router_aux_loss_coef=config.router_aux_loss_coef,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            init_seed=config.seed,
-        )
         try:
-            return get_peft_model(model, adapter), tokenizer
+            return get_peft_model(model, config.adapter()), tokenizer
         except (ValueError, TypeError) as error:
             found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is torch.nn.Linear})
             raise InputError(
-                f"training.target_modules = {targets!r}: {str(error).splitlines()[0]} "
+                f"training.target_modules = {config.target_modules!r}: {str(error).splitlines()[0]} "
                 f"(linear layers of this model: {', '.join(found)})"
             ) from None
 

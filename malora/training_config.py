@@ -6,7 +6,12 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from malora.config import MaloraConfig
 from malora.errors import InputError
+
+ADAPTER_KEYS = (
+    "r", "lora_alpha", "use_rslora", "variant", "num_experts", "top_k", "expert_rank", "shared_rank", "router_aux_loss_coef"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +23,9 @@ class TrainingConfig:
     r: int = 8  # rank of the LoRA that the adapter is compared with
     lora_alpha: float = 16  # the update is scaled by lora_alpha / expert_rank
     use_rslora: bool = False  # ... or by lora_alpha / sqrt(expert_rank)
-    num_experts: int = 8
-    top_k: int = 2  # experts per token
+    variant: Literal["malora", "moe_lora", "hydra", "lora"] = "malora"  # or a baseline, through the same training and report
+    num_experts: int | None = None  # None: 8 (1 for lora)
+    top_k: int | None = None  # experts per token; None: 2 (all of them for hydra, one for lora)
     expert_rank: int | None = None  # rank of an expert's up-projection; None: r
     shared_rank: int | None = None  # rank of the shared down-projection; None: expert_rank
     router_aux_loss_coef: float = 0.001  # weight of the load-balance loss; the paper's is unknown, this is usual
@@ -45,7 +51,7 @@ class TrainingConfig:
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), str(field.type))
-        for key in ("r", "num_experts", "top_k", "batch_size", "gradient_accumulation", "save_steps"):
+        for key in ("batch_size", "gradient_accumulation", "save_steps"):
             self._need(key, getattr(self, key) >= 1, "at least 1")
         self._need("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
         self._need("max_tokens", self.max_tokens >= 8, "at least 8 tokens")
@@ -53,18 +59,27 @@ class TrainingConfig:
         self._need("learning_rate", self.learning_rate > 0, "more than 0")
         self._need("temperature", self.temperature >= 1, "at least 1 (1 follows the sizes, more evens them out)")
         self._need("warmup_ratio", 0 <= self.warmup_ratio <= 1, "a share between 0 and 1")
-        for key in ("lora_alpha", "router_aux_loss_coef", "weight_decay", "max_grad_norm", "seed"):
+        for key in ("weight_decay", "max_grad_norm", "seed"):
             self._need(key, getattr(self, key) >= 0, "at least 0")
         self._need("eval_rows_per_stratum", self.eval_rows_per_stratum >= 0, "at least 0")
         self._need("generation_tokens", self.generation_tokens >= 0, "at least 0")
         self._need("base_model", bool(self.base_model), 'a folder, a hub name, or "smollm2"')
         self._need("target_modules", bool(self.target_modules), '"all-linear" or names of layers')
         self._need("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
-        self._need("top_k", self.top_k <= self.num_experts, f"at most num_experts = {self.num_experts}")
-        expert_rank = self.r if self.expert_rank is None else self.expert_rank
-        shared_rank = expert_rank if self.shared_rank is None else self.shared_rank
-        self._need("expert_rank", expert_rank >= self.r, f"at least r = {self.r}")
-        self._need("shared_rank", shared_rank >= expert_rank, f"at least expert_rank = {expert_rank}")
+        try:
+            self.adapter()
+        except ValueError as error:
+            raise InputError(f"training.{error}") from None
+
+    def adapter(self) -> MaloraConfig:
+        """The configuration of the adapter that is trained."""
+        targets = self.target_modules
+        return MaloraConfig(
+            task_type="CAUSAL_LM",
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            init_seed=self.seed,
+            **{key: value for key in ADAPTER_KEYS if (value := getattr(self, key)) is not None},
+        )
 
     def _need(self, key: str, good: bool, expected: str) -> None:
         if not good:

@@ -104,6 +104,7 @@ class Training:
     r: Count | None = None
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     use_rslora: bool | None = None
+    variant: Literal["malora", "moe_lora", "hydra", "lora"] | None = None
     num_experts: Count | None = None
     top_k: Count | None = None
     expert_rank: Count | None = None

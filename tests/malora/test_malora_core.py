@@ -3,85 +3,230 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from malora.balance import Routing, load_balance_loss
-from malora.core import gate, start, top_k_mask, update
+from malora.config import MaloraConfig
+from malora.core import Experts, _joint_svd, gate, mixture, start, top_k_mask
 
 
-def naive(x: Tensor, W0: Tensor, A: Tensor, P: Tensor, B: Tensor, router: Tensor, k: int, s: float) -> Tensor:
-    """Token by token, expert by expert. x (tokens, n) -> (tokens, m)"""
+class Case(NamedTuple):
+    """One adapted layer; ``variant`` decides which tensors there are."""
+
+    variant: str
+    tokens: int
+    n: int
+    m: int
+    N: int
+    k: int
+    r: int
+    d: int
+    shared_router: bool = False
+
+    def tensors(self, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        config = MaloraConfig(
+            r=self.r, num_experts=self.N, top_k=self.k, variant=self.variant,
+            **({"shared_rank": self.d, "shared_router": self.shared_router} if self.variant == "malora" else {}),
+        )  # fmt: skip
+        shapes = {**config.shapes(self.n, self.m), "x": (self.tokens, self.n), "W0": (self.m, self.n), "bias": (self.m,)}
+        return {
+            key: torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_() for key, shape in shapes.items()
+        }
+
+
+def naive(case: Case, t: dict[str, Tensor], s: float, logits: Tensor | None = None) -> Tensor:
+    """Token by token, expert by expert, by autograd. (tokens, m)"""
     outputs = []
-    for token in x:
-        y = W0 @ token
-        logits = (router @ token).tolist()
-        best = sorted(range(len(logits)), key=lambda t: (-logits[t], t))[:k]
-        scores = router @ token
-        gates = torch.softmax(scores, 0)[best] if k == 1 else torch.softmax(scores[best], 0)
-        for weight, t in zip(gates, best, strict=True):
-            y = y + s * weight * (B[t] @ (P[t] @ (A @ token)))
+    for number, token in enumerate(t["x"]):
+        y = t["W0"] @ token + t["bias"]
+        if "router" not in t:
+            outputs.append(y + s * (t["B"][0] @ (t["A"] @ token)))
+            continue
+        scores = t["router"] @ (t["A"] @ token if case.shared_router else token) if logits is None else logits[number]
+        values = scores.tolist()
+        best = sorted(range(case.N), key=lambda e: (-values[e], e))[: case.k]
+        gates = torch.softmax(scores, 0)[best] if case.k == 1 else torch.softmax(scores[best], 0)
+        for weight, e in zip(gates, best, strict=True):
+            if case.variant == "malora":
+                z = t["P"][e] @ (t["A"] @ token)
+            elif case.variant == "moe_lora":
+                z = t["A"][e * case.r : (e + 1) * case.r] @ token
+            else:
+                z = t["A"] @ token
+            y = y + s * weight * (t["B"][e] @ z)
         outputs.append(y)
-    return torch.stack(outputs) if outputs else x.new_zeros(0, W0.shape[0])
+    return torch.stack(outputs) if outputs else t["x"] @ t["W0"].T
 
 
-def both(seed: int, tokens: int, n: int, m: int, N: int, k: int, r: int, d: int, dtype: torch.dtype) -> float:
-    """The largest difference of outputs and of all gradients."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
-
-    tensors = [random(tokens, n), random(m, n), random(d, n), random(N, r, d), random(N, m, r), random(N, n)]
-    x, W0, A, P, B, router = tensors
-    weight = torch.randn(tokens, m, generator=draw, dtype=torch.float64).to(dtype)
-    fast = update(x @ W0.T, x, gate(x @ router.T, k), A, P, B, 0.7)
-    slow = naive(x, W0, A, P, B, router, k, 0.7)
-    gap = (fast - slow).abs().max().item() / max(1.0, slow.abs().max().item())
-    for one, two in zip(
-        torch.autograd.grad((fast * weight).sum(), tensors),
-        torch.autograd.grad((slow * weight).sum(), tensors, allow_unused=True),
-        strict=True,
-    ):
-        expected = torch.zeros_like(one) if two is None else two
-        gap = max(gap, (one - expected).abs().max().item() / max(1.0, expected.abs().max().item()))
-    return gap
+def fast(case: Case, t: dict[str, Tensor], s: float, fused: bool) -> tuple[Tensor, Tensor | None]:
+    experts = Experts(t["A"], t["B"], t.get("P"), t.get("router"), case.shared_router)
+    base: Tensor | nn.Linear
+    if not fused:
+        base = nn.functional.linear(t["x"], t["W0"], t["bias"])
+    else:
+        base = nn.Linear(case.n, case.m, dtype=t["x"].dtype)
+        base.weight.data, base.bias.data = t["W0"].detach(), t["bias"].detach()
+        base.requires_grad_(False)
+    return mixture(t["x"], base, experts, case.k, s)
 
 
-shapes = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
+def gap(case: Case, seed: int, dtype: torch.dtype, fused: bool) -> float:
+    """The largest difference of the output and of all gradients, relative to the largest value of each."""
+    t = case.tensors(seed, dtype)
+    weight = torch.randn(case.tokens, case.m, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
+    one, two = fast(case, t, 0.7, fused)[0], naive(case, t, 0.7)
+    largest = _apart(one, two)
+    wanted = {key: value for key, value in t.items() if not fused or key not in ("W0", "bias")}
+    grads = [torch.autograd.grad((y * weight).sum(), list(wanted.values()), allow_unused=True) for y in (one, two)]
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None or case.tokens == 0
+        if ours is not None:
+            largest = max(largest, _apart(ours, torch.zeros_like(ours) if theirs is None else theirs))
+    return largest
 
 
-@settings(max_examples=60, deadline=None)
-@given(shape=shapes, seed=st.integers(0, 10**6), share=st.floats(0, 1))
-def test_outputs_and_gradients_equal_the_expert_by_expert_reference_in_float64(shape, seed, share):
-    tokens, n, m, N, r, more = shape
-    k = 1 + int(share * (N - 1))
-    assert both(seed, tokens, n, m, N, k, r, r + more, torch.float64) <= 1e-10
+def _apart(one: Tensor, two: Tensor) -> float:
+    assert one.shape == two.shape
+    return 0.0 if not one.numel() else (one - two).abs().max().item() / max(1.0, two.abs().max().item())
 
 
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    variant = draw(st.sampled_from(["malora", "malora", "moe_lora", "hydra", "lora"]))
+    N = 1 if variant == "lora" else draw(st.integers(1, 6))
+    r = draw(st.integers(1, 4))
+    return Case(
+        variant=variant,
+        tokens=draw(st.integers(0, 7)),
+        n=draw(st.integers(1, 9)),
+        m=draw(st.integers(1, 9)),
+        N=N,
+        k=draw(st.integers(1, N)),
+        r=r,
+        d=r + draw(st.integers(0, 3)),
+        shared_router=variant == "malora" and draw(st.booleans()),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), seed=st.integers(0, 10**6), fused=st.booleans())
+def test_outputs_and_gradients_equal_the_expert_by_expert_reference_in_float64(case, seed, fused):
+    assert gap(case, seed, torch.float64, fused) <= 1e-10
+
+
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("k", range(1, 9))
-def test_outputs_and_gradients_equal_the_reference_in_float32(k):
-    assert both(k, 33, 24, 20, 8, k, 4, 6, torch.float32) <= 1e-5
+def test_outputs_and_gradients_equal_the_reference_in_float32(k, fused):
+    for variant in ("malora", "moe_lora", "hydra"):
+        assert gap(Case(variant, 33, 24, 20, 8, k, 4, 6), k, torch.float32, fused) <= 1e-5
 
 
-def test_no_tokens_give_no_outputs():
-    tensors = start(4, 3, experts=2, rank=1, shared=1, seed=0, name="x")
-    x = torch.zeros(0, 4)
-    y = update(torch.zeros(0, 3), x, gate(x @ tensors.router.T, 2), tensors.A, tensors.P, tensors.B, 1.0)
-    assert y.shape == (0, 3)
+def test_bfloat16_equals_the_reference_within_its_rounding_for_the_same_logits():
+    case = Case("malora", 40, 32, 24, 8, 2, 4, 8)
+    t = case.tensors(1, torch.bfloat16)
+    rounded, logits = fast(case, t, 0.7, fused=False)
+    exact = naive(case, {key: value.double() for key, value in t.items()}, 0.7, logits.double())
+    error = (rounded.double() - exact).abs().max() / exact.abs().max()
+    assert rounded.dtype == torch.bfloat16
+    assert error <= 4 * 2**-8  # four roundings of eight bits lie between x and y
+
+
+@pytest.mark.parametrize("shared_router", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_handwritten_derivative_passes_gradcheck_logits_included(k, shared_router):
+    case = Case("malora", 5, 4, 3, 4, k, 2, 3, shared_router)
+    t = case.tensors(4, torch.float64)
+
+    def layer(*tensors: Tensor) -> tuple[Tensor, Tensor | None]:
+        return fast(case, dict(zip(t, tensors, strict=True)), 0.7, fused=False)
+
+    assert torch.autograd.gradcheck(layer, tuple(t.values()), eps=1e-7, atol=1e-6)
+
+
+def test_a_tie_in_the_router_gives_the_gradients_of_the_reference():
+    for k in (1, 2, 3):
+        case = Case("malora", 6, 5, 4, 4, k, 2, 2)
+        t = case.tensors(0, torch.float64)
+        t["router"] = torch.zeros(4, 5, dtype=torch.float64, requires_grad=True)  # all logits equal: the lowest numbers win
+        grads = [
+            torch.autograd.grad(y.square().sum(), list(t.values())) for y in (fast(case, t, 0.7, False)[0], naive(case, t, 0.7))
+        ]
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_frozen_tensors_get_no_gradient_and_a_frozen_way_down_does_not_keep_x():
+    case = Case("malora", 6, 5, 4, 4, 2, 2, 3, shared_router=True)
+    t = case.tensors(0, torch.float32)
+    kept: list[Tensor] = []
+    t["A"].requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor):
+        y, _ = fast(case, t, 0.7, fused=True)
+    assert not any(tensor.data_ptr() == t["x"].data_ptr() for tensor in kept)
+    y.sum().backward()
+    assert t["A"].grad is None
+    assert all(t[key].grad is not None for key in ("x", "P", "B", "router"))
+
+
+def test_no_more_is_kept_for_the_backward_pass_than_the_docstring_says():
+    case = Case("malora", 64, 32, 24, 8, 2, 4, 6)
+    t = case.tensors(0, torch.float32)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not any(tensor.data_ptr() == known.data_ptr() for known in t.values()):
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fast(case, t, 0.7, fused=True)
+    assert sum(kept.values()) <= case.tokens * (case.d + 2 * case.N) + case.n * case.m  # and the base's weight
 
 
 def test_leading_shape_and_memory_layout_do_not_matter():
-    t = start(6, 5, experts=3, rank=2, shared=2, seed=0, name="x", identity=False)
+    case = Case("malora", 8, 6, 5, 3, 2, 2, 2)
+    t = case.tensors(0, torch.float32)
+    experts = Experts(t["A"], t["B"], t["P"], t["router"])
     x = torch.randn(4, 2, 6).transpose(0, 1)  # not contiguous
-    y = update(torch.zeros(2, 4, 5), x, gate(x @ t.router.T, 2), t.A, t.P, t.B, 1.0)
-    flat = x.reshape(8, 6)
-    expected = update(torch.zeros(8, 5), flat, gate(flat @ t.router.T, 2), t.A, t.P, t.B, 1.0)
+    base = torch.randn(4, 2, 5).transpose(0, 1)
+    y, logits = mixture(x, base, experts, 2, 1.0)
+    expected, flat_logits = mixture(x.reshape(8, 6), base.reshape(8, 5), experts, 2, 1.0)
     torch.testing.assert_close(y.reshape(8, 5), expected)
+    assert logits.shape == (2, 4, 3)
+    torch.testing.assert_close(logits.reshape(8, 3), flat_logits)
+
+
+def test_the_same_input_gives_the_same_bits():
+    case = Case("malora", 300, 48, 40, 8, 2, 4, 8)
+    t = case.tensors(0, torch.float32)
+    runs = [
+        torch.autograd.grad(fast(case, t, 0.7, True)[0].square().sum(), [t[key] for key in ("x", "A", "P", "B", "router")])
+        for _ in range(3)
+    ]
+    assert all(torch.equal(one, other) for run in runs[1:] for one, other in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("variant", ["malora", "moe_lora", "hydra"])
+def test_fixed_gates_are_the_sum_that_they_say(variant):
+    case = Case(variant, 7, 6, 5, 3, 2, 2, 3 if variant == "malora" else 2)
+    t = {key: value.detach() for key, value in case.tensors(0, torch.float64).items()}
+    gates = torch.tensor([0.2, -1.0, 0.5], dtype=torch.float64)
+    y, logits = mixture(
+        t["x"], torch.zeros(7, 5, dtype=torch.float64), Experts(t["A"], t["B"], t.get("P"), t["router"]), 2, 0.7, gates
+    )
+    down = {"malora": lambda e: t["P"][e] @ t["A"], "moe_lora": lambda e: t["A"][2 * e : 2 * e + 2], "hydra": lambda _: t["A"]}[
+        variant
+    ]
+    whole = sum(gates[e] * t["B"][e] @ down(e) for e in range(3))
+    assert logits is None
+    torch.testing.assert_close(y, 0.7 * t["x"] @ whole.T, rtol=1e-12, atol=1e-12)
 
 
 def test_a_tie_is_won_by_the_lower_number_and_exactly_k_experts_are_open():
@@ -115,20 +260,37 @@ def test_gates_are_at_least_float32():
     assert gate(torch.randn(2, 4, dtype=torch.float64), 2).dtype == torch.float64
 
 
-@pytest.mark.parametrize(("rank", "shared"), [(8, 8), (8, 16), (2, 2)])
-def test_every_expert_starts_with_the_variance_of_a_lora(rank, shared):
+@pytest.mark.parametrize("init", ["matched", "svd"])
+@pytest.mark.parametrize(("experts", "rank", "shared"), [(8, 8, 8), (8, 8, 16), (4, 2, 2), (1, 2, 5)])
+def test_every_expert_starts_with_the_variance_of_a_lora(experts, rank, shared, init):
     n = 256
-    t = start(n, 8, experts=8, rank=rank, shared=shared, seed=5, name="layer")
-    variance = (t.P @ t.A).square().mean(dim=(1, 2)) * 3 * n
+    shapes = MaloraConfig(r=rank, shared_rank=shared, num_experts=experts).shapes(n, 8)
+    t = start(shapes, init=init, seed=5, name="layer")
+    assert {key: tuple(value.shape) for key, value in t.items()} == shapes
+    variance = (t["P"] @ t["A"]).square().mean(dim=(1, 2)) * 3 * n
     assert ((variance - 1).abs() < 1e-3).all()
-    assert (t.B == 0).all()
-    assert not torch.equal(t.P[0], t.P[1])
+    assert (t["B"] == 0).all()
+    assert experts == 1 or not torch.equal(t["P"][0], t["P"][1])
+    if init == "svd":
+        torch.testing.assert_close(t["A"] @ t["A"].T, torch.eye(shared), rtol=0, atol=1e-5)
+
+
+def test_the_joint_svd_is_the_best_basis_of_the_experts():
+    """No other d directions keep more of N kaiming matrices (Eckart-Young); here all of one, and more than random ones of many."""
+    matrices = torch.randn(3, 4, 20)
+    A, P = _joint_svd(matrices, 4)
+    other = torch.linalg.qr(torch.randn(20, 4)).Q.T
+    assert (P @ A).norm() > 1.2 * (matrices @ other.T @ other).norm()
+    one, own = _joint_svd(matrices[:1], 4)
+    torch.testing.assert_close(own @ one, matrices[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_start_depends_on_seed_and_name_only():
+    shapes = MaloraConfig(r=2, num_experts=2).shapes(8, 8)
+
     def draw(seed: int, name: str) -> Tensor:
         torch.rand(3)  # the global generator plays no part
-        return start(8, 8, experts=2, rank=2, shared=2, seed=seed, name=name).A
+        return start(shapes, init="matched", seed=seed, name=name)["A"]
 
     assert torch.equal(draw(1, "a"), draw(1, "a"))
     assert not torch.equal(draw(1, "a"), draw(2, "a"))

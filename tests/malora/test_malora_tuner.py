@@ -200,8 +200,8 @@ def test_the_report_counts_what_stands_in_the_modules(llama):
     ("wrong", "message"),
     [
         ({"r": 0}, "r = 0: expected a whole number of at least 1"),
-        ({"r": 4, "expert_rank": 2}, "expected shared_rank >= expert_rank >= r"),
-        ({"expert_rank": 8, "shared_rank": 4}, "expected shared_rank >= expert_rank >= r"),
+        ({"r": 4, "expert_rank": 2}, "expert_rank = 2: expected at least r = 4"),
+        ({"expert_rank": 8, "shared_rank": 4}, "shared_rank = 4: expected at least expert_rank = 8"),
         ({"top_k": 5}, "top_k = 5: expected at most num_experts = 4"),
         ({"num_experts": True}, "num_experts = True: expected a whole number"),
         ({"lora_alpha": -1}, "lora_alpha = -1: expected a number of at least 0"),
