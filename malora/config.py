@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
-from malora.registry import MALORA
+from malora.registry import MALORA, SAVED_AS
 
 FORMAT_VERSION = 1  # of the saved tensors and of the meaning of the fields; raised when an older reader would be wrong
 Variant = Literal["malora", "moe_lora", "hydra", "lora"]
@@ -156,4 +157,29 @@ class MaloraConfig(PeftConfig):
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes ``adapter_config.json``, and into PEFT's model card (README.md), if it stands there, how to load the adapter."""
         super().save_pretrained(str(save_directory), **kwargs)
+        file = Path(save_directory) / "adapter_config.json"
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved["peft_type"] = SAVED_AS
+        file.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
+        _explain_loading(file.with_name("README.md"))
+
+
+def _explain_loading(card: Path) -> None:
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    before, heading, after = text.partition("## How to Get Started with the Model")
+    if heading and "import malora" not in text:
+        card.write_text(before + heading + after.replace("[More Information Needed]", _HOW_TO_LOAD, 1), encoding="utf-8")
+
+
+_HOW_TO_LOAD = """MALoRA is not part of PEFT: install `glotloom`, and import `malora` before loading.
+
+```python
+import malora  # makes the adapter type known to PEFT
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/of/this/folder")
+```"""

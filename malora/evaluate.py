@@ -1,4 +1,4 @@
-"""Validation loss by language and task, the experts' shares by language, and two examples."""
+"""Validation loss and use of the experts by language and task, and two examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from malora.balance import RoutingStatistics
 from malora.data import Row
 from malora.encode import EncodedRow, prompt_text
 from malora.trainer import IGNORED, answer_logits, can_slice, collate
@@ -21,7 +22,7 @@ Losses = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``losses``: stratum, or ``all`` -> loss (nats per answer token), tokens, rows. ``routing``: see training.json."""
+    """``losses``: stratum, or ``all`` -> loss (nats per answer token), tokens, rows. ``routing``: RoutingStatistics.table()."""
 
     losses: Losses
     routing: dict[str, Any]
@@ -31,7 +32,8 @@ def evaluate(model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: 
     """Token-weighted cross-entropy over answer tokens, and which experts these tokens use (while adapters are on)."""
     ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.id))
     sums: dict[str, list[float]] = {}  # stratum -> loss, tokens, rows
-    shares = _Shares()
+    names = sorted({row.stratum for row in ordered})
+    statistics = RoutingStatistics(names)
     sliced = can_slice(model)
     with _evaluating(model):
         for begin in range(0, len(ordered), batch_size):
@@ -40,7 +42,7 @@ def evaluate(model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: 
             answers = batch["labels"] != IGNORED  # (batch, length)
             with model.base_model.routing(answers) as routing:
                 losses = _row_losses(model, batch, sliced)  # (batch)
-            shares.add(members, routing.gate_sums(), answers.sum(dim=1))
+            statistics.add(routing, [names.index(row.stratum) for row in members])
             counts = answers.sum(dim=1).tolist()
             for row, loss, tokens in zip(members, losses.tolist(), counts, strict=True):
                 for key in (row.stratum, "all"):
@@ -52,7 +54,7 @@ def evaluate(model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: 
         for key, (loss, tokens, count) in sorted(sums.items())
     }
     measured.setdefault("all", {"loss": None, "tokens": 0, "rows": 0})
-    return Evaluation(measured, shares.table())
+    return Evaluation(measured, statistics.table())
 
 
 def _row_losses(model: Any, batch: dict[str, Tensor], sliced: bool) -> Tensor:
@@ -61,34 +63,6 @@ def _row_losses(model: Any, batch: dict[str, Tensor], sliced: bool) -> Tensor:
     losses = cross_entropy(logits.float(), targets, reduction="none").double()  # (answers)
     counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)  # (batch); answers stand row by row
     return torch.stack([part.sum() for part in torch.split(losses, counts.tolist())])
-
-
-class _Shares:
-    """Gate sums by module and language."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, dict[str, Tensor]] = {}
-        self.tokens: dict[str, int] = {}
-
-    def add(self, rows: Sequence[EncodedRow], sums: dict[str, Tensor], tokens: Tensor) -> None:
-        for number, row in enumerate(rows):
-            self.tokens[row.language] = self.tokens.get(row.language, 0) + int(tokens[number])
-        for module, by_row in sums.items():
-            table = self.sums.setdefault(module, {})
-            for row, gates in zip(rows, by_row.double().cpu(), strict=True):
-                table[row.language] = table.get(row.language, torch.zeros_like(gates)) + gates
-
-    def table(self) -> dict[str, Any]:
-        """``share[module][language][expert]``, the mean gate of an expert over that language's answer tokens."""
-        modules, languages = sorted(self.sums), sorted(self.tokens)
-        share = [
-            [
-                [round(value, 6) for value in (self.sums[module][language] / self.tokens[language]).tolist()]
-                for language in languages
-            ]
-            for module in modules
-        ]
-        return {"modules": modules, "languages": languages, "share": share}
 
 
 def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[str]:

@@ -104,6 +104,28 @@ class MaloraLinear(nn.Module, MaloraLayer):
             y = self._adapt(y, x, adapter, alone=len(adapters) == 1)
         return y  # type: ignore[no-any-return]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses tensors that cannot be this layer's adapter: PEFT itself only warns of missing ones, and lets NaN pass."""
+        errors: list[str] = args[-1]
+        for adapter, config in self.configs.items():
+            wanted = {
+                f"{prefix}malora_{key}.{adapter}": shape
+                for key, shape in config.shapes(self.in_features, self.out_features).items()
+            }
+            found = {key: state_dict[key] for key in wanted if key in state_dict}
+            others = {f"{prefix}{key}.{adapter}" for key in self.adapter_layer_names} & set(state_dict) - set(wanted)
+            what = f"{self.name} ({config.variant}, r = {config.r})"
+            if found and (missing := sorted(set(wanted) - set(found))):
+                errors.append(f"{what}: the file has no {missing[0].removeprefix(prefix)}: it was saved with another variant")
+            if others:
+                errors.append(f"{what}: the file has {min(others).removeprefix(prefix)}, which this variant lacks")
+            for key, tensor in found.items():
+                if tuple(tensor.shape) != wanted[key]:
+                    errors.append(f"{what}: {key.removeprefix(prefix)} is {tuple(tensor.shape)}, expected {wanted[key]}")
+                elif not tensor.is_meta and not bool(tensor.isfinite().all()):
+                    errors.append(f"{what}: {key.removeprefix(prefix)} holds values that are not finite (NaN or infinite)")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _is_plain(self, x: Tensor, adapter: str) -> bool:
         """Whether the base layer may be computed together with the adapter: nothing else can be looking at its output."""
         layer = self.base_layer

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from malora.base_model import load_base
 from malora.errors import InputError
+from malora.registry import MALORA, SAVED_AS
 
 
 def read_adapter_config(path: Path) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file}: not valid JSON ({error})") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "MALORA":
+    if kind not in (MALORA, SAVED_AS):
         raise InputError(f"{path}: not a MALoRA adapter: its peft_type is {kind!r}")
     if not (path / "adapter_model.safetensors").is_file():
         raise InputError(f"{path}: the adapter is not finished: it has no adapter_model.safetensors")
@@ -49,5 +50,13 @@ def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftM
     except SafetensorError as error:
         raise InputError(f"{path}: adapter_model.safetensors is damaged ({error})") from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path}: the adapter does not fit {base_model}: {str(error).splitlines()[0]}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # torch's first line says only that there are errors
+        raise InputError(f"{path}: the adapter does not fit {base_model}: {lines[1 if len(lines) > 1 else 0]}") from None
+    with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
+    if saved != wanted:
+        odd = min(saved ^ wanted)
+        raise InputError(f"{path}: adapter_model.safetensors {'has' if odd in saved else 'lacks'} {odd}; save the adapter anew")
     return adapted.eval(), tokenizer

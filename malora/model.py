@@ -25,6 +25,19 @@ class MaloraModel(BaseTuner):
     tuner_layer_cls = MaloraLayer
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            if "Target modules" not in str(error):
+                raise
+            targets = getattr(self.peft_config[adapter_name], "target_modules", None)
+            shown = sorted(targets) if isinstance(targets, set) else targets
+            found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is nn.Linear})
+            raise ValueError(
+                f"target_modules = {shown!r}: no such module; linear layers of this model: {', '.join(found) or 'none'}"
+            ) from None
+
     def _create_and_replace(  # type: ignore[override]  # peft hands every tuner its own configuration
         self,
         peft_config: MaloraConfig,
@@ -67,8 +80,8 @@ class MaloraModel(BaseTuner):
                 loss = peft_model(**batch).loss + routing.auxiliary_loss()
                 loss.backward()
         """
-        record = Routing(mask)
         layers = [layer for layer in self.modules() if isinstance(layer, MaloraLayer)]
+        record = Routing(mask, routers=sum(name in layer.malora_router for layer in layers for name in layer.active_adapters))
         outer = [layer.routing for layer in layers]
         for layer in layers:
             layer.routing = record

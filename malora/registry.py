@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftType
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
 
@@ -30,8 +30,13 @@ def _extend_enum(name: str) -> PeftType:
 
 MALORA: PeftType = _extend_enum("MALORA")
 
+# The peft_type in a saved adapter_config.json. Where ``malora`` was not imported this is the only text of the adapter that
+# PEFT and transformers show (as a key that they do not know), so it says what to do. Never change it: saved adapters bear it.
+SAVED_AS = "MALORA: not part of PEFT; install glotloom and run `import malora` before loading this adapter"
+
 
 def register(config_class: type[Any], model_class: type[Any]) -> None:
     """Registers the tuner with PEFT; a second call does nothing."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_AS] = config_class  # where every loader looks a saved peft_type up
     if MALORA not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name="malora", config_cls=config_class, model_cls=model_class, prefix="malora_")

@@ -11,8 +11,8 @@ from typing import Any
 
 from malora.errors import InputError
 
-FORMAT = 1  # of training.json; also part of the fingerprint
-CODE_VERSION = 1  # of malora: raise it when the same inputs give other bytes
+FORMAT = 2  # of training.json; also part of the fingerprint
+CODE_VERSION = 2  # of malora: raise it when the same inputs give other bytes
 LIBRARIES = ("torch", "transformers", "peft")  # their versions decide the bytes, too
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 REPORT = "training.json"

@@ -136,11 +136,7 @@ class _Run:
         try:
             return get_peft_model(model, config.adapter()), tokenizer
         except (ValueError, TypeError) as error:
-            found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is torch.nn.Linear})
-            raise InputError(
-                f"training.target_modules = {config.target_modules!r}: {str(error).splitlines()[0]} "
-                f"(linear layers of this model: {', '.join(found)})"
-            ) from None
+            raise InputError(f"training.{str(error).splitlines()[0]}") from None
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Encoded, Encoded]:
         for file in self.source.test:
@@ -219,6 +215,7 @@ class _Run:
                 "loss": line["answer"],
                 "auxiliary": line["auxiliary"],
                 "learning_rate": line["learning_rate"],
+                **{key: line[key] for key in ("imbalance", "entropy") if key in line},
             }
             for line in self.trainer.state.log_history
             if "answer" in line

@@ -6,6 +6,7 @@ import inspect
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from malora.balance import Routing
+from malora.balance import Routing, RoutingStatistics
 from malora.encode import EncodedRow
 from malora.errors import InputError
 from malora.model import MaloraModel
@@ -40,8 +41,11 @@ class Scheduled(Dataset[EncodedRow]):
         return self.rows[self.order[index]]
 
 
-def collate(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
-    """A batch, padded on the right. ids, attention_mask, labels (batch, length); labels[:, 0] is never learned."""
+def collate(rows: Sequence[EncodedRow], strata: Sequence[str] = ()) -> dict[str, Tensor]:
+    """A batch, padded on the right. ids, attention_mask, labels (batch, length); labels[:, 0] is never learned.
+
+    With ``strata`` also each row's index among them, ``stratum`` (batch).
+    """
     length = max(len(row.tokens) for row in rows)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=np.int64)
@@ -52,11 +56,14 @@ def collate(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         mask[number, :size] = 1
         labels[number, :size] = np.where(row.learned, row.tokens, IGNORED)
     labels[:, 0] = IGNORED
-    return {
+    batch = {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(mask),
         "labels": torch.from_numpy(labels),
     }
+    if strata:
+        batch["stratum"] = torch.tensor([strata.index(row.stratum) for row in rows])
+    return batch
 
 
 def answer_logits(model: nn.Module, batch: dict[str, Tensor], sliced: bool) -> tuple[Tensor, Tensor]:
@@ -88,12 +95,14 @@ class MaloraTrainer(Trainer):
     """Trains on the assistant's tokens and keeps the experts evenly used."""
 
     def __init__(self, model: Any, args: TrainingArguments, dataset: Scheduled, on_step: Callable[[int, int], None]) -> None:
-        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
+        self.strata = sorted({row.stratum for row in dataset.rows})
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=partial(collate, strata=self.strata))
         self.tuner: MaloraModel = model.base_model
         self.sliced = can_slice(model)
         self.model_accepts_loss_kwargs = True  # the loss below divides by num_items_in_batch itself
         self.logged: dict[str, Tensor | float] = {"answer": 0.0, "auxiliary": 0.0}  # summed since the last line
         self.routing: Routing | None = None
+        self.statistics = RoutingStatistics(self.strata)  # of the steps since the last line
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_StepCallback(on_step))
@@ -106,6 +115,7 @@ class MaloraTrainer(Trainer):
         """The routing block stays open until after backward, as gradient checkpointing needs it."""
         with self.tuner.routing(inputs["attention_mask"]) as self.routing:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.statistics.add(self.routing, inputs["stratum"])
         self.routing = None
         return loss
 
@@ -127,13 +137,16 @@ class MaloraTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the two parts of the loss, as means over the steps since the last line."""
+        """Adds the two parts of the loss and how the routers did, as means over the steps since the last line."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise InputError(f"step {self.state.global_step}: the loss is {logs['loss']}; lower training.learning_rate")
+                broken = _first_broken(self.tuner)
+                raise InputError(f"step {self.state.global_step}: the loss is {logs['loss']}{broken}; lower training.learning_rate")
             steps = self.state.global_step % self.args.logging_steps or self.args.logging_steps
             logs = {**logs, **{key: float(value) / steps for key, value in self.logged.items()}}
+            logs |= self.statistics.summary()
             self.logged = dict.fromkeys(self.logged, 0.0)
+            self.statistics = RoutingStatistics(self.strata)
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -141,6 +154,14 @@ class MaloraTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             (folder / WHOLE).touch()
+
+
+def _first_broken(tuner: MaloraModel) -> str:
+    """Which tensor of the adapter is no longer a number, if one is."""
+    for name, parameter in tuner.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            return f" and {name.removeprefix('model.')} holds values that are not finite"
+    return ""
 
 
 class _StepCallback(TrainerCallback):

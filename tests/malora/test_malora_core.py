@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from malora.balance import Routing, load_balance_loss
+from malora.balance import Routing, RoutingStatistics, load_balance_loss
 from malora.config import MaloraConfig
 from malora.core import Experts, _joint_svd, gate, mixture, start, top_k_mask
 
@@ -332,3 +332,37 @@ def test_even_use_costs_c_and_one_sided_use_costs_up_to_n_times_c():
     one = Routing()
     one.add("a", torch.tensor([[[40.0, 0, 0, 0]]]).repeat(1, 12, 1), 1, 0.5)
     assert one.auxiliary_loss().item() == pytest.approx(2.0, rel=1e-3)
+
+
+def test_statistics_equal_a_count_by_hand_over_several_passes():
+    draw = torch.Generator().manual_seed(0)
+    statistics = RoutingStatistics(["a", "b", "unseen"])
+    gates: dict[int, list[list[float]]] = {0: [], 1: []}
+    entropy: dict[int, list[float]] = {0: [], 1: []}
+    for rows in ([0, 1], [1, 1, 0]):
+        logits = torch.randn(len(rows), 5, 4, generator=draw)
+        mask = torch.rand(len(rows), 5, generator=draw) < 0.7
+        routing = Routing(mask)
+        routing.add("m", logits, 2, 0.0)
+        statistics.add(routing, rows)
+        for row, group in enumerate(rows):
+            for token in logits[row][mask[row]]:
+                gates[group].append(gate(token[None], 2)[0].tolist())
+                p = token.softmax(0)
+                entropy[group].append(-(p * p.log()).sum().item() / math.log(4))
+    table = statistics.table()
+    assert table["groups"] == ["a", "b"]
+    assert table["tokens"] == [len(gates[0]), len(gates[1])]
+    for group in (0, 1):
+        known = torch.tensor(gates[group])
+        assert table["share"][0][group] == pytest.approx(known.mean(0).tolist(), abs=1e-5)
+        assert table["load"][0][group] == pytest.approx(((known > 0).float().mean(0) / 2).tolist(), abs=1e-5)
+        assert table["entropy"][0][group] == pytest.approx(sum(entropy[group]) / len(entropy[group]), abs=1e-5)
+    load = (torch.tensor(gates[0] + gates[1]) > 0).float().mean(0) / 2
+    assert statistics.summary()["imbalance"] == pytest.approx(4 * load.max().item(), abs=1e-5)
+
+
+def test_a_variant_without_routers_costs_no_balance_and_a_silent_router_is_an_error():
+    assert Routing(routers=0).auxiliary_loss().item() == 0
+    with pytest.raises(RuntimeError, match="no router ran"):
+        Routing(routers=3).auxiliary_loss()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import malora
 from malora import InputError, MaloraConfig, load_adapter, parameter_report
+from malora.balance import RoutingStatistics
 
 IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
 
@@ -74,7 +80,10 @@ def test_saving_and_loading_keep_every_bit(llama, make_llama, tmp_path):
         again = PeftModel.from_pretrained(make_llama(), tmp_path / "one", **options)
         assert torch.equal(logits(model), logits(again))
     saved = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
-    assert saved["peft_type"] == "MALORA"
+    # adapters in use bear this text, and PEFT looks it up: it can never change
+    assert saved["peft_type"] == "MALORA: not part of PEFT; install glotloom and run `import malora` before loading this adapter"
+    assert model.peft_config["default"].peft_type == "MALORA"
+    assert "import malora" in (tmp_path / "one" / "README.md").read_text()
     assert saved["target_modules"] == sorted(saved["target_modules"])
 
 
@@ -178,22 +187,68 @@ def test_routing_is_measured_only_inside_its_block(llama):
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
     with model.base_model.routing(mask) as routing:
         logits(model)
-    sums = routing.gate_sums()
-    assert len(sums) == 14  # seven linears in each of two layers
-    for gates in sums.values():
-        torch.testing.assert_close(gates.sum(-1), torch.tensor([4.0, 6.0]))  # gates of a token sum to one
+    statistics = RoutingStatistics(["one", "two", "none"])
+    statistics.add(routing, [1, 0])
+    table = statistics.table()
+    assert table["groups"] == ["one", "two"] and table["tokens"] == [6, 4]
+    assert len(table["modules"]) == 14  # seven linears in each of two layers
     logits(model)
     assert all(layer.routing is None for layer in model.base_model.adapted_layers().values())
 
 
-def test_the_report_counts_what_stands_in_the_modules(llama):
-    model = get_peft_model(llama, config(r=2, expert_rank=3, shared_rank=5))
+def llama_attention(hidden: int = 256) -> nn.Module:
+    """q, k, v and o of a Llama block, square as in Llama-2-7B."""
+    return nn.ModuleDict({name: nn.Linear(hidden, hidden, bias=False) for name in ("q", "k", "v", "o")})
+
+
+def trainable(model: nn.Module, *, routers: bool = True) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and (routers or "router" not in name))
+
+
+@pytest.mark.parametrize("variant", ["malora", "moe_lora", "hydra", "lora"])
+def test_the_report_counts_what_stands_in_the_modules(make_llama, variant):
+    options = {"malora": {"expert_rank": 3, "shared_rank": 5}, "lora": {"num_experts": 1}}.get(variant, {})
+    model = get_peft_model(make_llama(), config(r=2, variant=variant, **options))
     report = parameter_report(model)
-    assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert report.trainable == trainable(model)
     assert report.total == sum(p.numel() for p in model.parameters())
-    lora = get_peft_model(copy.deepcopy(model.unload()), LoraConfig(r=2, target_modules="all-linear"))
-    assert report.lora == sum(p.numel() for p in lora.parameters() if p.requires_grad)
-    assert report.moe_lora - report.routers == 4 * report.lora
+    lora = get_peft_model(make_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    assert report.lora == trainable(lora)
+    for name, count in (("moe_lora", report.moe_lora), ("hydra", report.hydra_lora)):
+        rival = get_peft_model(make_llama(), config(r=2, variant=name, num_experts=1 if variant == "lora" else 4))
+        assert count == trainable(rival)
+    linears = [m for m in make_llama().model.layers.modules() if isinstance(m, nn.Linear)]
+    assert report.lora_rank_of_equal_size == pytest.approx(
+        report.trainable / sum(m.weight.shape[0] + m.weight.shape[1] for m in linears)
+    )
+    assert report.macs == report.trainable and report.macs_base == sum(m.weight.numel() for m in linears)
+
+
+def test_a_configuration_is_counted_like_the_model_it_makes(make_llama, base_folder):
+    settings = config(expert_rank=3, shared_rank=5, freeze_shared=True, init="svd")
+    model = get_peft_model(make_llama(), settings)
+    expected = parameter_report(model)
+    assert expected.trainable == trainable(model)
+    assert parameter_report(settings, make_llama()) == expected
+    assert (
+        parameter_report(config(expert_rank=3, shared_rank=5, freeze_shared=True, base_model_name_or_path=str(base_folder)))
+        == expected
+    )
+    linears = [(m.in_features, m.out_features) for m in make_llama().model.layers.modules() if isinstance(m, nn.Linear)]
+    assert parameter_report(settings, linears).trainable == expected.trainable
+    with pytest.raises(ValueError, match="give it a base model"):
+        parameter_report(config())
+
+
+@pytest.mark.parametrize(("rank", "saving"), [(8, 0.40), (10, 0.29)])
+def test_the_paper_s_saving_is_there_in_real_modules(rank, saving):
+    """30-48 % fewer trainable parameters than a mixture of LoRAs of the same r and experts; routers, equal in both, apart."""
+    settings = {"r": 8, "num_experts": 8, "target_modules": ["q", "k", "v", "o"], "task_type": None}
+    ours = get_peft_model(llama_attention(1024), config(expert_rank=rank, **settings))
+    theirs = get_peft_model(llama_attention(1024), config(variant="moe_lora", **settings))
+    measured = 1 - trainable(ours, routers=False) / trainable(theirs, routers=False)
+    assert measured >= saving
+    assert parameter_report(ours).saving == pytest.approx(measured)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +261,12 @@ def test_the_report_counts_what_stands_in_the_modules(llama):
         ({"num_experts": True}, "num_experts = True: expected a whole number"),
         ({"lora_alpha": -1}, "lora_alpha = -1: expected a number of at least 0"),
         ({"bias": "all"}, "trains no biases"),
+        ({"variant": "molora"}, "variant = 'molora': expected one of malora, moe_lora, hydra, lora"),
+        ({"init": "pissa"}, "init = 'pissa': expected one of matched, svd"),
+        ({"variant": "lora"}, "num_experts = 4: a plain lora has one"),
+        ({"variant": "hydra", "shared_rank": 4}, "shared_rank = 4: variant 'hydra' has the one rank r = 2"),
+        ({"variant": "moe_lora", "freeze_shared": True}, "freeze_shared = True: an option of variant 'malora'"),
+        ({"format_version": 2}, "format_version = 2: this adapter was saved by a newer glotloom"),
     ],
 )
 def test_nonsense_is_refused_by_the_configuration(wrong, message):
@@ -224,6 +285,56 @@ def test_an_adapter_of_another_kind_is_refused(llama, tmp_path):
         load_adapter(tmp_path)
     with pytest.raises(InputError, match=r"it has no adapter_config\.json"):
         load_adapter(tmp_path / "nothing")
+
+
+def test_targets_that_match_nothing_are_told_what_there_is(llama):
+    with pytest.raises(
+        ValueError, match=r"target_modules = \['w_q'\]: no such module; linear layers of this model: down_proj, .*q_proj"
+    ):
+        get_peft_model(llama, config(target_modules=["w_q"]))
+
+
+def _edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+    else:
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+
+ROUTER = "base_model.model.model.layers.0.mlp.up_proj.malora_router"
+MISFITS = [
+    ("adapter_config.json", lambda c: c.update(r=1, expert_rank=1), r"malora_B\.default is \(4, 16, 2\), expected \(4, 16, 1\)"),
+    ("adapter_config.json", lambda c: c.update(variant="moe_lora"), r"the file has malora_P\.default, which this variant lacks"),
+    ("adapter_config.json", lambda c: c.update(variant="lora", num_experts=1, top_k=1), "which this variant lacks"),
+    ("adapter_config.json", lambda c: c.update(format_version=9), "saved by a newer glotloom"),
+    (
+        "adapter_model.safetensors",
+        lambda t: t[ROUTER].fill_(float("nan")),
+        "malora_router.default holds values that are not finite",
+    ),
+    ("adapter_model.safetensors", lambda t: t.pop(ROUTER), "the file has no malora_router.default"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), MISFITS)
+def test_an_adapter_that_does_not_fit_is_refused_by_peft_too(make_llama, base_folder, tmp_path, name, change, message):
+    get_peft_model(make_llama(), config()).save_pretrained(tmp_path)
+    _edit(tmp_path / name, change)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        PeftModel.from_pretrained(make_llama(), tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_adapter(tmp_path, str(base_folder))
+
+
+def test_a_file_with_other_modules_than_the_configuration_is_refused(make_llama, base_folder, tmp_path):
+    get_peft_model(make_llama(), config()).save_pretrained(tmp_path)
+    _edit(tmp_path / "adapter_config.json", lambda c: c.update(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="adapter_model.safetensors has base_model.model.model.layers.0.mlp.down_proj.malora_A"):
+        load_adapter(tmp_path, str(base_folder))
 
 
 def test_a_damaged_adapter_is_refused(llama, base_folder, tmp_path):

@@ -69,7 +69,7 @@ def training() -> dict[str, Any]:
     """A training's record, with a text that tries to break out and a stratum that no held-out token is in."""
     before = {"all": (5.0, 40), "fr_chat_specific": (6.0, 20), "fr_math": (4.0, 20), "en_math": (None, 0)}
     return {
-        "format": 1,
+        "format": 2,
         "base_model": {"name": "tiny <b>llama</b>"},
         "config": {"num_experts": 2, "top_k": 1, "generation_tokens": 48},
         "parameters": {"trainable": 1234, "total": 5678, "moe_lora_same_rank": 2345},
@@ -80,7 +80,7 @@ def training() -> dict[str, Any]:
         },
         "routing": {
             "modules": ["layers.0.q_proj", "layers.1.q_proj"],
-            "languages": ["en", "fr"],
+            "groups": ["en_math", "fr_math"],
             "share": [[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]],
         },
         "generations": [{"language": "fr", "task": "math", "prompt": HOSTILE, "before": HOSTILE, "after": "4"}],
@@ -146,7 +146,7 @@ def test_a_training_that_measured_nothing_of_a_kind_still_has_its_page(
     """One step, one language, no generations, no held-out rows: each may be."""
     less = {
         "loss": training | {"loss": training["loss"][:1]},
-        "share": training | {"routing": {"modules": [], "languages": [], "share": []}},
+        "share": training | {"routing": {"modules": [], "groups": [], "share": []}},
         "generations": training | {"generations": []},
         "validation": training | {"validation": {"before": {"all": None}, "after": {"all": None}}},
     }[missing]
