@@ -113,12 +113,9 @@ class MaloraLinear(nn.Module, MaloraLayer):
                 for key, shape in config.shapes(self.in_features, self.out_features).items()
             }
             found = {key: state_dict[key] for key in wanted if key in state_dict}
-            others = {f"{prefix}{key}.{adapter}" for key in self.adapter_layer_names} & set(state_dict) - set(wanted)
             what = f"{self.name} ({config.variant}, r = {config.r})"
             if found and (missing := sorted(set(wanted) - set(found))):
                 errors.append(f"{what}: the file has no {missing[0].removeprefix(prefix)}: it was saved with another variant")
-            if others:
-                errors.append(f"{what}: the file has {min(others).removeprefix(prefix)}, which this variant lacks")
             for key, tensor in found.items():
                 if tuple(tensor.shape) != wanted[key]:
                     errors.append(f"{what}: {key.removeprefix(prefix)} is {tuple(tensor.shape)}, expected {wanted[key]}")

@@ -37,6 +37,6 @@ SAVED_AS = "MALORA: not part of PEFT; install glotloom and run `import malora` b
 
 def register(config_class: type[Any], model_class: type[Any]) -> None:
     """Registers the tuner with PEFT; a second call does nothing."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_AS] = config_class  # where every loader looks a saved peft_type up
+    PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_AS] = config_class  # type: ignore[index]  # where loaders look a saved peft_type up
     if MALORA not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name="malora", config_cls=config_class, model_cls=model_class, prefix="malora_")
