@@ -43,10 +43,7 @@ def top_k_mask(logits: Tensor, k: int) -> Tensor:
 
     (..., N) -> bool (..., N)
     """
-    if k == logits.shape[-1]:
-        return torch.ones_like(logits, dtype=torch.bool)
-    best = logits.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]  # (..., k)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, best, True)  # (..., N)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, _top_k(logits.detach(), k)[1], True)
 
 
 def gate(logits: Tensor, k: int) -> Tensor:
@@ -55,20 +52,38 @@ def gate(logits: Tensor, k: int) -> Tensor:
     With k = 1 that softmax would be the constant 1 and the router would learn nothing; there it is the probability of
     the full softmax instead. At least float32, also under autocast. (..., N) -> (..., N)
     """
-    logits = _at_least_float32(logits)
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()  # torch's softmax is five times slower over so few
+    return _gate(logits, k)[0]
+
+
+def _gate(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The gates, and the softmax whose values at the open experts they are. Both (..., N)"""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    values, chosen = _top_k(logits, k)  # (..., k)
     if k == 1:
-        return weights / weights.sum(dim=-1, keepdim=True) * top_k_mask(logits, k)
-    weights = weights * top_k_mask(logits, k)
-    return weights / weights.sum(dim=-1, keepdim=True)
+        probabilities = (logits - values).exp()
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, chosen, probabilities.gather(-1, chosen)), probabilities
+    weights = (values - values[..., :1]).exp()  # torch's softmax is five times slower over so few
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    gates = torch.zeros_like(logits).scatter(-1, chosen, weights)
+    return gates, gates
 
 
-def gate_backward(gates: Tensor, grad: Tensor, logits: Tensor, k: int) -> Tensor:
-    """The gradient of the logits, given that of the gates. All (T, N)."""
-    if k > 1:  # p (g - sum p g), and p is zero outside of the k
-        return gates * (grad - (gates * grad).sum(dim=-1, keepdim=True))
-    p = _at_least_float32(logits).softmax(dim=-1)
-    return p * (torch.where(gates > 0, grad, 0.0) - (gates * grad).sum(dim=-1, keepdim=True))
+def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest logits, in falling order, and their experts; of equal ones the lower number first. Both (..., k)
+
+    ``torch.topk`` does not define which of equal values it takes; ``max`` takes the first. A few rounds beat a sort.
+    """
+    if k > 4:
+        values, experts = logits.sort(dim=-1, descending=True, stable=True)
+        return values[..., :k], experts[..., :k]
+    rounds, rest = [], logits
+    for number in range(k):
+        best = rest.max(dim=-1, keepdim=True)
+        rounds.append(best)
+        if number + 1 < k:
+            rest = rest.scatter(-1, best.indices, -math.inf)
+    return torch.cat([best.values for best in rounds], dim=-1), torch.cat([best.indices for best in rounds], dim=-1)
 
 
 def mixture(
@@ -99,8 +114,12 @@ def mixture(
 
 
 class _Mixture(torch.autograd.Function):
-    """Written by hand for three reasons: it keeps (d + 2 N) numbers a token for the backward pass, not (d + 3 N r); the
-    router and A share one product with x, and one with its gradient; nothing as large as x or y is made only to be added.
+    """Written by hand for three reasons: it keeps d + 2 N numbers a token for the backward pass (d + 3 N with k = 1), not
+    d + 3 N r; the router and A share one product with x, and one with its gradient; nothing as large as x or y is made only
+    to be added.
+
+    With h_t = s g_t z_t, what B_t projects up, the derivative by a logit needs no z: of g_t * dL/dg_t = <dh_t, h_t>,
+    the softmax p (over the k open experts, or over all with k = 1) makes dL/dlogit_t = <dh_t, h_t> - p_t sum_e <dh_e, h_e>.
     """
 
     @staticmethod
@@ -121,8 +140,9 @@ class _Mixture(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         experts, _, rank = B.shape
         u, logits = _project(x, A, router, shared_router)  # (T, d), (T, N)
-        gates = fixed if logits is None else gate(logits, k)  # (N), (T, N) or None
-        h = _expert_inputs(u, P, gates, s, experts, rank)  # (T, N*r)
+        gates, probabilities = (fixed, None) if logits is None else _gate(logits, k)  # (N), (T, N) or None
+        scale = s if gates is None else (gates * s).to(u.dtype).unsqueeze(-1)  # a number, (N, 1) or (T, N, 1)
+        h = _scaled(u, P, scale, experts, rank)  # (T, N*r)
         stacked = _stack(B)  # (N*r, m)
         if base is None:
             assert weight is not None
@@ -131,27 +151,33 @@ class _Mixture(torch.autograd.Function):
             y = torch.addmm(base, h, stacked)
         else:
             y = base + (h @ stacked).to(base.dtype)
-        ctx.save_for_backward(_if_needed(ctx, x, shared_router), u, logits, gates, weight, A, P, B, router)
-        ctx.k, ctx.s, ctx.shared_router = k, s, shared_router
+        # x only where A or a router on x learns
+        keep = x if ctx.needs_input_grad[4] or (ctx.needs_input_grad[7] and not shared_router) else None
+        ctx.save_for_backward(keep, u, gates, probabilities, weight, A, P, B, router)
+        ctx.s, ctx.shared_router = s, shared_router
         ctx.set_materialize_grads(False)
         return y, logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, u, logits, gates, weight, A, P, B, router = ctx.saved_tensors
+        x, u, gates, probabilities, weight, A, P, B, router = ctx.saved_tensors
         experts, outputs, rank = B.shape
         need_x, need_base, _, _, need_A, need_P, need_B, need_router = ctx.needs_input_grad[:8]
         dx = dA = dP = dB = drouter = None
         if dy is None:  # only the logits were used
             dy = B.new_zeros(u.shape[0], outputs)
         grad = dy.to(B.dtype)  # (T, m)
-        z = _ups(u, P, rank)  # (T, N or 1, r)
-        scale = ctx.s if gates is None else (gates * ctx.s).to(u.dtype).unsqueeze(-1)  # (T, N, 1), (N, 1) or a number
+        scale = ctx.s if gates is None else (gates * ctx.s).to(u.dtype).unsqueeze(-1)
+        h = _scaled(u, P, scale, experts, rank)  # (T, N*r), as in the forward pass
         dh = (grad @ _stack(B).t()).view(-1, experts, rank)  # (T, N, r)
         if need_B:
-            dB = ((z * scale).reshape(-1, experts * rank).t() @ grad).view(experts, rank, outputs).transpose(1, 2)
-        dz = (dh * scale).flatten(1)  # (T, N*r)
+            dB = (h.t() @ grad).view(experts, rank, outputs).transpose(1, 2)
+        if probabilities is not None:
+            inner = (dh * h.view_as(dh)).sum(dim=-1).to(probabilities.dtype)  # (T, N)
+            routed = (inner - probabilities * inner.sum(dim=-1, keepdim=True)).to(u.dtype)
+            dlogits = routed if dlogits is None else routed + dlogits
+        dz = dh.mul_(scale).flatten(1)  # (T, N*r)
         if P is not None:
             du = dz @ P.flatten(0, 1)  # (T, d)
             dP = (dz.t() @ u).view_as(P) if need_P else None
@@ -159,9 +185,6 @@ class _Mixture(torch.autograd.Function):
             du = dz
         else:  # one A for all
             du = dz.view(-1, experts, rank).sum(dim=1)
-        if logits is not None:
-            routed = gate_backward(gates, (dh * z).sum(dim=-1).to(gates.dtype) * ctx.s, logits, ctx.k).to(u.dtype)  # (T, N)
-            dlogits = routed if dlogits is None else routed + dlogits
         if router is not None and ctx.shared_router:
             drouter = dlogits.t() @ u if need_router else None  # type: ignore[union-attr]
             du = du.addmm(dlogits, router)
@@ -188,32 +211,16 @@ def _project(x: Tensor, A: Tensor, router: Tensor | None, shared_router: bool) -
     return both[:, : A.shape[0]], both[:, A.shape[0] :].contiguous()
 
 
-def _ups(u: Tensor, P: Tensor | None, rank: int) -> Tensor:
-    """z: what each expert projects up; the one row that all share has no expert dimension of its own. (T, N or 1, r)"""
-    z = u if P is None else linear(u, P.flatten(0, 1))
-    return z.reshape(z.shape[0], z.shape[1] // rank, rank)
-
-
-def _expert_inputs(u: Tensor, P: Tensor | None, gates: Tensor | None, s: float, experts: int, rank: int) -> Tensor:
-    z = _ups(u, P, rank)
-    if gates is None:
-        return (z * s).reshape(-1, experts * rank)
-    return (z * (gates * s).to(z.dtype).unsqueeze(-1)).reshape(-1, experts * rank)
+def _scaled(u: Tensor, P: Tensor | None, scale: Tensor | float, experts: int, rank: int) -> Tensor:
+    """h: what each expert projects up, times its gate and s. (T, N*r)"""
+    if P is None:  # u is (T, N*r), or (T, r) that all experts share
+        return (u.view(u.shape[0], u.shape[1] // rank, rank) * scale).reshape(-1, experts * rank)
+    return linear(u, P.flatten(0, 1)).view(-1, experts, rank).mul_(scale).view(-1, experts * rank)
 
 
 def _stack(B: Tensor) -> Tensor:
     """(N, m, r) -> (N*r, m)"""
     return B.transpose(1, 2).reshape(-1, B.shape[1])
-
-
-def _if_needed(ctx: Any, x: Tensor, shared_router: bool) -> Tensor | None:
-    """x is kept only where the gradient of A or of a router on x wants it."""
-    needs = ctx.needs_input_grad
-    return x if needs[4] or (needs[7] and not shared_router) else None
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def start(shapes: Mapping[str, tuple[int, ...]], *, init: str, seed: int, name: str, identity: bool = True) -> dict[str, Tensor]:
