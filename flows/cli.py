@@ -9,7 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -183,6 +183,85 @@ def export(dataset: Path, layout: str, out: Path) -> None:
         click.echo(f"{name}: {rows} rows")
 
 
+@main.command("export-lora")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder for the LoRA.")
+@click.option("--data", type=click.Path(path_type=Path), help="A dataset folder whose rows decide how much each expert counts.")
+@click.option("--language", metavar="CODE", help="Only the rows of this language, such as fr.")
+@click.option("--task", metavar="NAME", help="Only the rows of this task, such as chat_specific.")
+@click.option(
+    "--rows",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="How many rows to take, validation rows first; up to a quarter of them is held out to measure.",
+)
+@_plain_errors
+def export_lora(adapter: Path, out: Path, data: Path | None, language: str | None, task: str | None, rows: int) -> None:
+    """Write ADAPTER as a plain LoRA, for programs that know no MALoRA: stock PEFT, vLLM.
+
+    In ADAPTER a router weighs the experts anew for each token. A LoRA has no router: here each expert gets one weight for all
+    tokens, and with such fixed weights the experts add up to a LoRA exactly. With --data the weights are the router's own, averaged
+    over the answers of some rows: best of the language and task that the LoRA is to serve, so write one for each. Without --data
+    every expert counts alike.
+
+    What fixing the weights costs is measured on rows held out from the average: the loss with the router and with fixed weights,
+    and how often both expect the same next token. Where that is too much, serve ADAPTER itself with PEFT and `import malora`.
+
+    \b
+    Examples:
+      glotloom export-lora adapter --out lora
+      glotloom export-lora adapter --out lora-fr --data dataset --language fr
+      glotloom export-lora adapter --out lora-fr-math --data dataset --language fr --task math
+    """
+    if data is None and (language or task):
+        raise InputError(f"--{'language' if language else 'task'}: chooses among the rows of --data, which is not given")
+    from malora import load_adapter
+    from malora.export import SERVED_RANKS, check_out
+    from malora.export import export_lora as write_lora
+
+    check_out(out)
+    model, tokenizer = load_adapter(adapter)
+    gates, told = None, "every expert counts alike; --data DATASET weighs them by its rows and measures what that costs"
+    if data is not None:
+        gates, told = _gates_of_rows(model, tokenizer, data, language, task, rows, _max_tokens(adapter))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        written = write_lora(model, out, gates)
+    tuner: Any = model.base_model
+    click.echo(f"{out}: a LoRA of rank {written.r} on {len(tuner.adapted_layers())} modules")
+    click.echo(told)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            click.echo(f"glotloom: warning: {warning.message}", err=True)
+    if (rank := next((rank for rank in SERVED_RANKS if rank >= written.r), None)) and not written.modules_to_save:
+        base = written.base_model_name_or_path
+        click.echo(f"serve it: vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {out.name}={out}")
+
+
+def _gates_of_rows(
+    model: Any, tokenizer: Any, data: Path, language: str | None, task: str | None, rows: int, max_tokens: int
+) -> tuple[dict[str, list[float]], str]:
+    """The mean gates over rows of a dataset, and in words what they cost on others."""
+    from malora import mean_gates, routing_gap
+    from malora.export import answer_batches, gate_rows
+
+    chosen = gate_rows(data, tokenizer, rows=rows, language=language, task=task, max_tokens=max_tokens)
+    with ProgressBar() as progress:
+        gates = mean_gates(model, answer_batches(chosen.gates, on_rows=partial(progress, "gates")))
+        gap = routing_gap(model, answer_batches(chosen.held_out, on_rows=partial(progress, "gap")), gates)
+    others = f"{len(chosen.held_out)} {'others of the training split' if chosen.trained else 'others of the validation split'}"
+    return gates, f"gates of {len(chosen.gates)} rows, measured on {others}: {gap}"
+
+
+def _max_tokens(adapter: Path) -> int:
+    """As the adapter was trained, by whatever version; 1,024 where that is not recorded."""
+    try:
+        return int(json.loads((adapter / "training.json").read_text("utf-8"))["config"]["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1024
+
+
 @main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--adapter", type=click.Path(path_type=Path), help="Show the training of this adapter too.")
@@ -213,7 +292,7 @@ def _read_training(adapter: Path) -> dict[str, Any]:
         training = json.loads((adapter / "training.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{adapter}: has no readable training.json; is it an adapter that `glotloom train` finished?") from error
-    if not isinstance(training, dict) or training.get("format") != 1:
+    if not isinstance(training, dict) or training.get("format") != 2:
         raise InputError(f"{adapter / 'training.json'}: is not the record of a MALoRA training")
     return training
 

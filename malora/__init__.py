@@ -22,6 +22,7 @@ from malora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from malora.base_model import load_base
+    from malora.export import export_lora, mean_gates, routing_gap
     from malora.load import load_adapter
     from malora.train import TrainingResult, train_adapter
 
@@ -34,16 +35,22 @@ __all__ = [
     "ParameterReport",
     "TrainingConfig",
     "TrainingResult",
+    "export_lora",
     "load_adapter",
     "load_base",
+    "mean_gates",
     "parameter_report",
+    "routing_gap",
     "train_adapter",
 ]
 
 _LAZY = {
     "TrainingResult": "malora.train",
+    "export_lora": "malora.export",
     "load_adapter": "malora.load",
     "load_base": "malora.base_model",
+    "mean_gates": "malora.export",
+    "routing_gap": "malora.export",
     "train_adapter": "malora.train",
 }
 

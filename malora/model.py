@@ -97,7 +97,8 @@ class MaloraModel(BaseTuner):
 
         Routers do not run meanwhile. Raises ValueError for an unknown module or a wrong count.
         """
-        layers = self.adapted_layers()
+        active = set(self.active_adapters)
+        layers = {name: layer for name, layer in self.adapted_layers().items() if active & set(layer.configs)}
         if unknown := sorted(set(gates) - set(layers)):
             raise ValueError(f"gates: no adapted module {unknown[0]!r}; there are {', '.join(list(layers)[:4])} ...")
         fixed = {name: _gates_of(layer, gates.get(name)) for name, layer in layers.items()}

@@ -26,7 +26,7 @@ from malora.parameters import parameter_report
 from malora.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
 from malora.schedule import group_by_length, schedule
 from malora.trainer import MaloraTrainer, Scheduled, last_checkpoint
-from malora.training_config import TrainingConfig
+from malora.training_config import ADAPTER_KEYS, TrainingConfig
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
@@ -98,7 +98,9 @@ class _Run:
         with self._phase("generations"):
             examples = self._generations(model, tokenizer)
         generations = [{**old, "after": new["before"]} for old, new in zip(before["generations"], examples, strict=True)]
+        adapter = self.config.adapter()
         return {
+            "adapter": {key: getattr(adapter, key) for key in ADAPTER_KEYS},
             "generations": generations,
             "loss": history,
             "parameters": _parameters(model),

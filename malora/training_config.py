@@ -10,7 +10,8 @@ from malora.config import MaloraConfig
 from malora.errors import InputError
 
 ADAPTER_KEYS = (
-    "r", "lora_alpha", "use_rslora", "variant", "num_experts", "top_k", "expert_rank", "shared_rank", "router_aux_loss_coef"
+    "r", "lora_alpha", "use_rslora", "variant", "num_experts", "top_k", "expert_rank", "shared_rank",
+    "shared_router", "freeze_shared", "router_aux_loss_coef",
 )  # fmt: skip
 
 
@@ -28,6 +29,8 @@ class TrainingConfig:
     top_k: int | None = None  # experts per token; None: 2 (all of them for hydra, one for lora)
     expert_rank: int | None = None  # rank of an expert's up-projection; None: r
     shared_rank: int | None = None  # rank of the shared down-projection; None: expert_rank
+    shared_router: bool = False  # the router reads the shared down-projection: fewer parameters, a little faster
+    freeze_shared: bool = False  # the shared down-projection stays random: fewer parameters; with shared_router less memory, too
     router_aux_loss_coef: float = 0.001  # weight of the load-balance loss; the paper's is unknown, this is usual
     learning_rate: float = 1e-3  # adapters start at zero and bear ten times a full model's rate
     warmup_ratio: float = 0.1  # of all steps, from 0 up to learning_rate; then a cosine down to 0

@@ -109,6 +109,8 @@ class Training:
     top_k: Count | None = None
     expert_rank: Count | None = None
     shared_rank: Count | None = None
+    shared_router: bool | None = None
+    freeze_shared: bool | None = None
     router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     warmup_ratio: Share | None = None

@@ -71,8 +71,9 @@ def training() -> dict[str, Any]:
     return {
         "format": 2,
         "base_model": {"name": "tiny <b>llama</b>"},
-        "config": {"num_experts": 2, "top_k": 1, "generation_tokens": 48},
-        "parameters": {"trainable": 1234, "total": 5678, "moe_lora_same_rank": 2345},
+        "config": {"generation_tokens": 48},
+        "adapter": {"variant": "malora", "num_experts": 2, "top_k": 1, "r": 8},
+        "parameters": {"trainable": 1234, "total": 5678, "moe_lora_same_rank": 2345, "lora_rank_of_equal_size": 17.4},
         "loss": [{"step": step, "loss": 6.0 / step, "auxiliary": 0.1, "learning_rate": 1e-3} for step in range(1, 31)],
         "validation": {
             "before": {key: {"loss": loss, "tokens": tokens, "rows": 2} for key, (loss, tokens) in before.items()},
