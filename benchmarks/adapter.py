@@ -5,8 +5,9 @@
     python benchmarks/adapter.py --report            # the tables of what was measured, and every bar that was missed
 
 A step is forward and backward, the gradient of the input included. All variants of a shape take turns in one process, in an
-order that rotates, so that whatever else the machine does hits them alike; ratios are of medians, with the quartiles of the
-ratios of neighbouring steps beside them. Leave the machine alone meanwhile. Nothing is downloaded.
+order that rotates, so that whatever else the machine does hits them alike. That is done in several processes, since where a
+process happens to lie in memory moves the ratio of two variants by up to 5 % for as long as it lives; a ratio is the median of
+the processes' ratios of medians, with their range beside it. Leave the machine alone meanwhile. Nothing is downloaded.
 
 Shapes: `layer`, one 1024 x 1024 linear layer and 2,048 tokens; `llama`, four Llama blocks of width 1024, adapters on all seven
 linears; `smollm2`, four blocks with SmolLM2-135M's real widths (576, 192, 1536; the model has thirty of them, all alike).
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,12 @@ R, D, EXPERTS, TOP_K, ALPHA = 8, 16, 8, 2, 16
 BATCH, LENGTH = 4, 512
 WIDTHS = {"llama": (1024, 2816, 16, 16), "smollm2": (576, 1536, 9, 3)}  # hidden, intermediate, heads, key-value heads
 BLOCKS = 4
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RESULTS = Path(__file__).parent / "results" / "adapter.json"
 SHAPES = ("layer", "llama", "smollm2")
-ROUNDS = {"layer": 60, "llama": 10, "smollm2": 16}
-WARM_UP = 3
+ROUNDS = {"layer": 14, "llama": 3, "smollm2": 5}  # in each process
+PROCESSES = {"layer": 5, "llama": 2, "smollm2": 3}
+WARM_UP = 2
 MIB = 2**20
 
 OURS: dict[str, dict[str, Any]] = {
@@ -205,13 +209,12 @@ def stack(shape: str) -> nn.Module:
 
 
 def stack_variants(shape: str) -> dict[str, nn.Module]:
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    equal = round(parameter_report(our_config(shared_rank=D, target_modules=targets), stack(shape)).lora_rank_of_equal_size)
+    equal = round(parameter_report(our_config(shared_rank=D, target_modules=TARGETS), stack(shape)).lora_rank_of_equal_size)
     variants: dict[str, nn.Module] = {"frozen base": stack(shape)}
     for name, rank in (("PEFT LoRA", R), ("PEFT LoRA, equal size", equal)):
-        variants[name] = get_peft_model(stack(shape), LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=targets))
-    for name, options in OURS.items():
-        variants[name] = get_peft_model(stack(shape), our_config(target_modules=targets, **options))
+        variants[name] = get_peft_model(stack(shape), LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=TARGETS))
+    for name in ("malora", "malora, shared_router", "malora, both", "moe_lora"):
+        variants[name] = get_peft_model(stack(shape), our_config(target_modules=TARGETS, **OURS[name]))
     return variants
 
 
@@ -303,7 +306,7 @@ def statistics_cost(shape: str, rounds: int) -> dict[str, float]:
     """What gathering costs: the step with its load-balance loss, and the share of it that the statistics take. (seconds)"""
     model = get_peft_model(
         stack(shape),
-        our_config(shared_rank=D, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+        our_config(shared_rank=D, target_modules=TARGETS),
     )
     embeds = torch.randn(BATCH, LENGTH, WIDTHS[shape][0], requires_grad=True)
     mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
@@ -325,11 +328,12 @@ def statistics_cost(shape: str, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure(shape: str, threads: int, rounds: int) -> dict[str, Any]:
+def measure(shape: str, threads: int, rounds: int, *, facts: bool) -> dict[str, Any]:
+    """In this process: seconds of every step, and with ``facts`` what does not depend on the clock."""
     torch.set_num_threads(threads)
     variants, step = step_of(shape)
     result: dict[str, Any] = {"seconds": time_steps(variants, step, rounds, f"{shape}, {threads} thread(s)")}
-    if threads == 1:  # the same with any number of threads
+    if facts:
         trained = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in variants.items()}
         result["trainable"] = trained
         result["peak"] = {name: peak_bytes(model, step) for name, model in variants.items()}
@@ -362,10 +366,10 @@ def key_of(shape: str, threads: int) -> str:
 
 
 def ratio(run: dict[str, Any], one: str, two: str) -> tuple[float, float, float]:
-    """Median of one over median of two, and the quartiles of the ratios round by round."""
-    first, second = run["seconds"][one], run["seconds"][two]
-    low, _, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)], n=4)
-    return statistics.median(first) / statistics.median(second), low, high
+    """The median of the processes' ratios of medians, the least and the largest of them."""
+    pairs = zip(run["seconds"][one], run["seconds"][two], strict=True)
+    ratios = sorted(statistics.median(first) / statistics.median(second) for first, second in pairs)
+    return statistics.median(ratios), ratios[0], ratios[-1]
 
 
 def report(results: dict[str, Any]) -> tuple[str, list[str]]:
@@ -379,7 +383,7 @@ def report(results: dict[str, Any]) -> tuple[str, list[str]]:
         if single is None:
             continue
         lines += ["", f"### {shape}", ""]
-        head = "| variant | trainable |" + "".join(f" ms, {t} | x base | x PEFT LoRA (quartiles) |" for t in (1, 2) if runs[t])
+        head = "| variant | trainable |" + "".join(f" ms, {t} | x base | x PEFT LoRA (range) |" for t in (1, 2) if runs[t])
         head += " kept, MiB |" * ("kept" in single) + " peak x PEFT LoRA |"
         lines += [head, "|---|" + "---:|" * (head.count("|") - 2)]
         for name in single["seconds"]:
@@ -388,7 +392,7 @@ def report(results: dict[str, Any]) -> tuple[str, list[str]]:
                 middle, low, high = ratio(run, name, "PEFT LoRA")
                 base = ratio(run, name, "frozen base")[0]
                 cells += [
-                    f"{statistics.median(run['seconds'][name]) * 1000:.1f}",
+                    f"{statistics.median(chain.from_iterable(run['seconds'][name])) * 1000:.1f}",
                     f"{base:.2f}",
                     f"{middle:.3f} ({low:.2f}-{high:.2f})",
                 ]
@@ -414,41 +418,56 @@ def report(results: dict[str, Any]) -> tuple[str, list[str]]:
     return "\n".join(lines), missed
 
 
+def in_a_process(shape: str, threads: int, rounds: int, *, facts: bool) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", shape, str(threads), str(int(facts)), "--rounds", str(rounds)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def save(results: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(results) + "\n")
+    unfinished.replace(out)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
-    parser.add_argument("--rounds", type=int, help="steps of each variant; default 60 for the layer, 10 and 16 for the stacks")
+    parser.add_argument(
+        "--rounds", type=int, help="steps of each variant in a process; default 14 for the layer, 3 and 5 for the stacks"
+    )
+    parser.add_argument("--processes", type=int, help="default 5 for the layer, 2 and 3 for the stacks")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="what is there already is not measured again (default: %(default)s)"
     )
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
     parser.add_argument("--report", action="store_true", help="only print what was measured")
-    parser.add_argument("--one", nargs=2, metavar=("SHAPE", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("SHAPE", "THREADS", "FACTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:  # a process of its own for each number of threads
+    if arguments.one:
         shape, threads = arguments.one[0], int(arguments.one[1])
-        print(json.dumps(measure(shape, threads, arguments.rounds or ROUNDS[shape])))
+        print(json.dumps(measure(shape, threads, arguments.rounds, facts=arguments.one[2] == "1")))
         return 0
     results: dict[str, Any] = {"machine": machine(), "runs": {}}
     if arguments.out.is_file():
         results = json.loads(arguments.out.read_text())
     if not arguments.report:
         results["machine"] = machine()
-        for shape in arguments.shapes:
-            for threads in arguments.threads:
-                key = key_of(shape, threads)
-                if key in results["runs"] and not arguments.again:
-                    continue
-                command = [sys.executable, __file__, "--one", shape, str(threads)]
-                command += ["--rounds", str(arguments.rounds)] if arguments.rounds else []
-                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-                results["runs"][key] = json.loads(done.stdout.splitlines()[-1])
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = arguments.out.with_suffix(".unfinished")
-                unfinished.write_text(json.dumps(results, indent=1) + "\n")
-                unfinished.replace(arguments.out)
+        for shape, threads in product(arguments.shapes, arguments.threads):
+            run = results["runs"].setdefault(key_of(shape, threads), {"seconds": {}})
+            if arguments.again:
+                run["seconds"] = {}
+            while (done := len(next(iter(run["seconds"].values()), []))) < (arguments.processes or PROCESSES[shape]):
+                print(f"process {done + 1}:", file=sys.stderr)
+                part = in_a_process(shape, threads, arguments.rounds or ROUNDS[shape], facts=threads == 1 and not done)
+                for name, seconds in part.pop("seconds").items():
+                    run["seconds"].setdefault(name, []).append(seconds)
+                run |= part
+                save(results, arguments.out)
     tables, missed = report(results)
     print(tables)
     for line in missed:

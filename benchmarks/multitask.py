@@ -353,7 +353,7 @@ def adapter_settings(variant: str, r: int, base: Base) -> dict[str, Any]:
 def adapted(base: Base, settings: dict[str, Any], seed: int) -> Any:
     """A new PEFT model around a copy of the upper layers; adapters in float32."""
     config = malora.MaloraConfig(**settings, lora_alpha=16, target_modules=LINEARS, init_seed=seed)
-    model = get_peft_model(copy.deepcopy(base.top), config)
+    model: Any = get_peft_model(copy.deepcopy(base.top), config)
     if base.fast:
         for layer in model.base_model.adapted_layers().values():
             bfloat16_linears(layer.base_layer)

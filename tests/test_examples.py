@@ -43,17 +43,25 @@ def test_add_a_rule_leaves_rows_out_for_the_rules_reason(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_train_on_messages_trains_an_adapter_that_peft_loads(tmp_path: Path, tiny_base_model: Path) -> None:
+def test_train_on_messages_trains_an_adapter_that_peft_loads_and_serve_as_lora_exports(
+    tmp_path: Path, tiny_base_model: Path
+) -> None:
     told = run("train_on_messages.py", tmp_path, tiny_base_model)
     assert "fr_math" in told and "trained parameters" in told
     assert {"adapter_config.json", "adapter_model.safetensors", "training.json"} <= {
         p.name for p in (tmp_path / "adapter").iterdir()
     }
-    from peft import PeftModel
+    from peft import LoraModel, PeftModel
     from transformers import AutoModelForCausalLM
 
     import malora
 
-    base = AutoModelForCausalLM.from_pretrained(tiny_base_model)
-    model = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    def base() -> object:
+        return AutoModelForCausalLM.from_pretrained(tiny_base_model)
+
+    model = PeftModel.from_pretrained(base(), tmp_path / "adapter")
     assert isinstance(model.base_model, malora.MaloraModel)
+
+    loras = run("serve_as_lora.py", tmp_path)
+    assert all(f"{language}: loss" in loras for language in ("en", "es", "fr"))
+    assert isinstance(PeftModel.from_pretrained(base(), tmp_path / "lora-fr").base_model, LoraModel)
