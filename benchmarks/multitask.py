@@ -738,7 +738,6 @@ def _tuning_table(lines: Sequence[dict[str, Any]]) -> str:
 
 def _mixture_tables(title: str, lines: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
     groups = _groups(lines)
-    seeds = max(len(group) for group in groups.values())
     rows, accuracies = [], []
     labels = [task for task in tasks if task in LABELS]
     for name, group in groups.items():
@@ -746,18 +745,18 @@ def _mixture_tables(title: str, lines: Sequence[dict[str, Any]], tasks: Sequence
         by_task = [f"{statistics.fmean(line['heldout']['tasks'][task]['loss'] for line in own):.3f}" for task in tasks]
         mean = spread([line["heldout"]["mean"] for line in own], 4)
         rate = f"{own[0]['key']['learning_rate']:g}" if own[0]["adapter"] else ""
-        rows.append([name, f"{own[0]['trainable']:,}", rate, *by_task, mean, _against(name, groups)])
+        seeds = str(len(own)) if own[0]["adapter"] else ""
+        rows.append([name, f"{own[0]['trainable']:,}", rate, seeds, *by_task, mean, _against(name, groups)])
         each = [[100 * line["heldout"]["tasks"][task]["accuracy"] for line in own] for task in labels]
         if labels:
             accuracies.append(
-                [name, *(spread(values, 1) for values in each), spread([*map(statistics.fmean, zip(*each, strict=True))], 1)]
+                [name, seeds, *(spread(values, 1) for values in each), spread([*map(statistics.fmean, zip(*each, strict=True))], 1)]
             )
-    head = ["variant", "trainable", "learning rate", *tasks, "mean of tasks", "minus lora_equal, paired"]
-    text = (
-        f"### {title}: held-out loss, nats per answer token\n\nMeans of {seeds} seeds (least to greatest).\n\n{table(head, rows)}"
-    )
+    head = ["variant", "trainable", "learning rate", "seeds", *tasks, "mean of tasks", "minus lora_equal, paired"]
+    told = "Means of the seeds finished (least to greatest); rows of unlike seeds compare by the last column only."
+    text = f"### {title}: held-out loss, nats per answer token\n\n{told}\n\n{table(head, rows)}"
     if labels:
-        text += f"\n\nAccuracy of the labels, per cent:\n\n{table(['variant', *labels, 'mean'], accuracies)}"
+        text += f"\n\nAccuracy of the labels, per cent:\n\n{table(['variant', 'seeds', *labels, 'mean'], accuracies)}"
     return text
 
 

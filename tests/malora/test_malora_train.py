@@ -211,6 +211,19 @@ def test_the_loss_is_the_mean_over_answer_tokens_plus_the_auxiliary_loss(llama, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["moe_lora", "hydra", "lora"])
+def test_a_baseline_goes_through_the_same_training_and_report(config, dataset, tmp_path, variant):
+    experts = None if variant == "lora" else 4
+    short = replace(config, variant=variant, num_experts=experts, generation_tokens=0)
+    record = train_adapter(short, dataset, tmp_path / "out").record
+    assert record["adapter"]["variant"] == variant and record["adapter"]["num_experts"] == (experts or 1)
+    assert record["validation"]["after"]["all"]["loss"] < record["validation"]["before"]["all"]["loss"]
+    assert bool(record["routing"]["modules"]) == (variant != "lora")
+    assert (record["loss"][0]["auxiliary"] == 0) == (variant == "lora")
+    load_adapter(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_a_dataset_without_validation_rows_still_trains(config, make_dataset, tmp_path):
     data = make_dataset(tmp_path / "d", {"en": (4, 0)})
     report = train_adapter(replace(config, max_steps=2), data, tmp_path / "out").record
