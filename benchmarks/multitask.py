@@ -8,7 +8,8 @@ What it is, and what it is not:
 - Adapters sit on the last third of the layers only (20 to 29, all seven linears of each). The frozen layers below are
   computed once per row and their outputs kept on disk, the same for all variants.
 - The frozen linears run in bfloat16, the residual stream and the adapters' parameters stay in float32. Held-out logits are
-  computed in float32 from the last hidden states.
+  computed in float32 from the last hidden states. A CPU without bfloat16 products multiplies the same rounded numbers in float32
+  and rounds the result, which is what the others' hardware does: only the order of the sums differs.
 - A row's loss is the mean over its answer tokens, a step's the mean over its rows, so that a label of three tokens weighs as
   much as an answer of 150. Mixtures add their load-balance loss (c = 0.001). Adam, linear warmup over a tenth of the
   steps, cosine down to 0, gradients clipped at norm 1. The scale of every variant is 16 / rank of its experts.
@@ -30,6 +31,7 @@ Experiments:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
@@ -57,6 +59,7 @@ from peft import get_peft_model  # isort: skip
 from safetensors.torch import load_file, save_file  # isort: skip
 from torch import Tensor, nn  # isort: skip
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention  # isort: skip
+from torch.utils._python_dispatch import TorchDispatchMode  # isort: skip
 from transformers import AttentionInterface, PreTrainedTokenizerBase  # isort: skip
 
 CODE = 1  # part of every result's key: raise it when results are no longer comparable
@@ -245,6 +248,40 @@ def attend_by_row(
 
 
 AttentionInterface.register("by_row", attend_by_row)
+
+
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten.addmm_.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+}
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Multiplies bfloat16 tensors in float32 and rounds the result, as bfloat16 hardware does. Where there is none, torch's own
+    bfloat16 products take up to a hundred times as long."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func not in _PRODUCTS or args[0].dtype != torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        wide = [arg.float() if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16 else arg for arg in args]
+        result = func(*wide, **(kwargs or {}))
+        if func is _aten.addmm_.default:
+            return args[0].copy_(result)
+        if isinstance(result, Tensor):
+            return result.to(torch.bfloat16)
+        if func is _aten._scaled_dot_product_flash_attention_for_cpu.default:
+            return result[0].to(torch.bfloat16), result[1]  # the sums of the softmax stay in float32
+        return tuple(part.to(torch.bfloat16) for part in result)
+
+
+def products() -> Any:
+    """What a whole run happens in: nothing on a CPU with bfloat16 products, `RoundedProducts` elsewhere."""
+    return contextlib.nullcontext() if torch.cpu._is_avx512_bf16_supported() else RoundedProducts()
 
 
 @dataclass
@@ -830,7 +867,8 @@ def main(given: Sequence[str] | None = None) -> int:
     if asked.dry_run:
         print("\n".join(benchmark.dry_run(plans)))
         return 0
-    benchmark.run_all(plans)
+    with products():
+        benchmark.run_all(plans)
     return 0
 
 

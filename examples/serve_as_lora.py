@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from malora import export_lora, load_adapter, mean_gates, routing_gap
-from malora.export import answer_batches, gate_rows
+from malora.gates import answer_batches, gate_rows
 
 folder = Path(sys.argv[1])
 model, tokenizer = load_adapter(folder / "adapter")

@@ -22,6 +22,8 @@ from pipeline import InputError, WorkError, __version__
 # What transformers and PEFT will rename concerns their callers, not the users of a command.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
 
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -217,7 +219,7 @@ def export_lora(adapter: Path, out: Path, data: Path | None, language: str | Non
     if data is None and (language or task):
         raise InputError(f"--{'language' if language else 'task'}: chooses among the rows of --data, which is not given")
     from malora import load_adapter
-    from malora.export import SERVED_RANKS, check_out
+    from malora.export import check_out
     from malora.export import export_lora as write_lora
 
     check_out(out)
@@ -244,7 +246,7 @@ def _gates_of_rows(
 ) -> tuple[dict[str, list[float]], str]:
     """The mean gates over rows of a dataset, and in words what they cost on others."""
     from malora import mean_gates, routing_gap
-    from malora.export import answer_batches, gate_rows
+    from malora.gates import answer_batches, gate_rows
 
     chosen = gate_rows(data, tokenizer, rows=rows, language=language, task=task, max_tokens=max_tokens)
     with ProgressBar() as progress:

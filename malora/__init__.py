@@ -22,7 +22,8 @@ from malora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from malora.base_model import load_base
-    from malora.export import export_lora, mean_gates, routing_gap
+    from malora.export import export_lora
+    from malora.gates import mean_gates, routing_gap
     from malora.load import load_adapter
     from malora.train import TrainingResult, train_adapter
 
@@ -49,8 +50,8 @@ _LAZY = {
     "export_lora": "malora.export",
     "load_adapter": "malora.load",
     "load_base": "malora.base_model",
-    "mean_gates": "malora.export",
-    "routing_gap": "malora.export",
+    "mean_gates": "malora.gates",
+    "routing_gap": "malora.gates",
     "train_adapter": "malora.train",
 }
 

@@ -30,7 +30,8 @@ class Routing:
 
     ``mask`` (batch, position) is true where a token counts; None counts all. A module whose tokens cannot be matched
     with the mask (an expert of a sparse base model sees only some of them) counts all of its own. With gradient
-    checkpointing leave the block only after ``backward``; the recomputed logits of a module are then ignored.
+    checkpointing leave the block only after ``backward``; the recomputed logits of a module are then ignored. It has to be
+    the kind with ``use_reentrant=False``: the other one leaves these logits without a gradient.
     ``routers`` is the number of active routers of the model: none has a variant without routing, and its loss is 0.
     """
 
@@ -115,7 +116,8 @@ class RoutingStatistics:
         A module whose tokens cannot be matched with rows (inside an expert of a sparse base model) is left out.
         """
         rows = torch.as_tensor(groups)
-        for number, stack in enumerate(routing.stacked()):
+        counted = False
+        for stack in routing.stacked():
             tokens = stack.logits.shape[1]
             if tokens % len(rows) or (routing.mask is not None and stack.mask is None):
                 continue
@@ -126,8 +128,9 @@ class RoutingStatistics:
             sums = members.t() @ _measures(stack)  # (modules, groups, 2 N + 1)
             for name, part in zip(stack.names, sums, strict=True):
                 self._sums[name] = self._sums[name] + part if name in self._sums else part
-            if not number:
+            if not counted:
                 self._tokens = self._tokens + members.sum(dim=0)
+                counted = True
 
     def _on_cpu(self) -> tuple[dict[str, Tensor], Tensor]:
         """Sums by module, sorted, and tokens (groups), in float64."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -86,6 +87,7 @@ class MaloraConfig(PeftConfig):
         plain = self.variant == "lora"
         if self.num_experts is None:
             self.num_experts = 1 if plain else 8
+        self._need_whole("num_experts")
         if self.top_k is None:
             self.top_k = self.num_experts if self.variant == "hydra" else min(2, self.num_experts)
         if self.expert_rank is None:
@@ -94,7 +96,8 @@ class MaloraConfig(PeftConfig):
             self.shared_rank = self.expert_rank
 
     def _check(self) -> None:
-        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+        self._need_whole("format_version")
+        if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version = {self.format_version!r}: this adapter was saved by a newer glotloom, and this one reads up to "
                 f"{FORMAT_VERSION}; pip install --upgrade glotloom"
@@ -102,10 +105,8 @@ class MaloraConfig(PeftConfig):
         for key, known in (("variant", get_args(Variant)), ("init", get_args(Init))):
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(known)}")
-        for key in ("r", "expert_rank", "shared_rank", "num_experts", "top_k"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} = {value!r}: expected a whole number of at least 1")
+        for key in ("r", "expert_rank", "shared_rank", "top_k"):
+            self._need_whole(key)
         for low, high in (("r", "expert_rank"), ("expert_rank", "shared_rank")):  # a B of higher rank than A gains nothing
             if getattr(self, high) < getattr(self, low):
                 raise ValueError(f"{high} = {getattr(self, high)}: expected at least {low} = {getattr(self, low)}")
@@ -115,10 +116,20 @@ class MaloraConfig(PeftConfig):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{key} = {value!r}: expected a number of at least 0")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ValueError(f"target_modules = {self.target_modules!r}: not a regular expression ({error})") from None
         if self.bias != "none":
             raise ValueError(f"bias = {self.bias!r}: a MALoRA adapter trains no biases; leave it at 'none'")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"layers_pattern = {self.layers_pattern!r}: it needs layers_to_transform beside it")
+
+    def _need_whole(self, key: str) -> None:
+        value = getattr(self, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} = {value!r}: expected a whole number of at least 1")
 
     def _check_variant(self) -> None:
         """An option that a variant has no use for is refused, not ignored."""

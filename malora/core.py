@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,11 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([best.values for best in rounds], dim=-1), torch.cat([best.indices for best in rounds], dim=-1)
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Of some devices (meta) torch knows no autocast, and raises where it is named."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def mixture(
     x: Tensor, base: Tensor | torch.nn.Linear, experts: Experts, k: int, s: float, gates: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -161,43 +167,52 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, u, gates, probabilities, weight, A, P, B, router = ctx.saved_tensors
-        experts, outputs, rank = B.shape
-        need_x, need_base, _, _, need_A, need_P, need_B, need_router = ctx.needs_input_grad[:8]
-        dx = dA = dP = dB = drouter = None
-        if dy is None:  # only the logits were used
-            dy = B.new_zeros(u.shape[0], outputs)
-        grad = dy.to(B.dtype)  # (T, m)
-        scale = ctx.s if gates is None else (gates * ctx.s).to(u.dtype).unsqueeze(-1)
-        h = _scaled(u, P, scale, experts, rank)  # (T, N*r), as in the forward pass
-        dh = (grad @ _stack(B).t()).view(-1, experts, rank)  # (T, N, r)
-        if need_B:
-            dB = (h.t() @ grad).view(experts, rank, outputs).transpose(1, 2)
-        if probabilities is not None:
-            inner = (dh * h.view_as(dh)).sum(dim=-1).to(probabilities.dtype)  # (T, N)
-            routed = (inner - probabilities * inner.sum(dim=-1, keepdim=True)).to(u.dtype)
-            dlogits = routed if dlogits is None else routed + dlogits
-        dz = dh.mul_(scale).flatten(1)  # (T, N*r)
-        if P is not None:
-            du = dz @ P.flatten(0, 1)  # (T, d)
-            dP = (dz.t() @ u).view_as(P) if need_P else None
-        elif u.shape[1] == dz.shape[1]:  # an A for each expert
-            du = dz
-        else:  # one A for all
-            du = dz.view(-1, experts, rank).sum(dim=1)
-        if router is not None and ctx.shared_router:
-            drouter = dlogits.t() @ u if need_router else None  # type: ignore[union-attr]
-            du = du.addmm(dlogits, router)
-        elif router is not None:  # what A and the router gave x, they give together
-            assert dlogits is not None  # a router has logits
-            du, A = torch.cat([du, dlogits], dim=1), torch.cat([A, router])  # (T, d + N), (d + N, n)
-        if need_x:
-            dx = du @ A if weight is None else (dy @ weight).addmm_(du, A)  # (T, n)
-        if x is not None:
-            down = du.t() @ x  # (d, n) or (d + N, n)
-            dA = down[: u.shape[1]] if need_A else None
-            drouter = drouter if down.shape[0] == u.shape[1] else down[u.shape[1] :]
-        return dx, dy if need_base else None, None, None, dA, dP, dB, drouter, None, None, None, None
+        given = dlogits if dy is None else dy
+        if given is None:
+            return (None,) * 12
+        with without_autocast(given.device.type):  # the forward pass has settled the types
+            return _derivatives(ctx, dy, dlogits)
+
+
+def _derivatives(ctx: Any, dy: Tensor | None, dlogits: Tensor | None) -> tuple[Tensor | None, ...]:
+    """By the arguments of ``_Mixture.forward``, in their order."""
+    x, u, gates, probabilities, weight, A, P, B, router = ctx.saved_tensors
+    experts, outputs, rank = B.shape
+    need_x, need_base, _, _, need_A, need_P, need_B, need_router = ctx.needs_input_grad[:8]
+    dx = dA = dP = dB = drouter = None
+    if dy is None:  # only the logits were used
+        dy = B.new_zeros(u.shape[0], outputs)
+    grad = dy.to(B.dtype)  # (T, m)
+    scale = ctx.s if gates is None else (gates * ctx.s).to(u.dtype).unsqueeze(-1)
+    h = _scaled(u, P, scale, experts, rank)  # (T, N*r), as in the forward pass
+    dh = (grad @ _stack(B).t()).view(-1, experts, rank)  # (T, N, r)
+    if need_B:
+        dB = (h.t() @ grad).view(experts, rank, outputs).transpose(1, 2)
+    if probabilities is not None:
+        inner = (dh * h.view_as(dh)).sum(dim=-1).to(probabilities.dtype)  # (T, N)
+        routed = (inner - probabilities * inner.sum(dim=-1, keepdim=True)).to(u.dtype)
+        dlogits = routed if dlogits is None else routed + dlogits
+    dz = dh.mul_(scale).flatten(1)  # (T, N*r)
+    if P is not None:
+        du = dz @ P.flatten(0, 1)  # (T, d)
+        dP = (dz.t() @ u).view_as(P) if need_P else None
+    elif u.shape[1] == dz.shape[1]:  # an A for each expert
+        du = dz
+    else:  # one A for all
+        du = dz.view(-1, experts, rank).sum(dim=1)
+    if router is not None and ctx.shared_router:
+        drouter = dlogits.t() @ u if need_router else None  # type: ignore[union-attr]
+        du = du.addmm(dlogits, router)
+    elif router is not None:  # what A and the router gave x, they give together
+        assert dlogits is not None  # a router has logits
+        du, A = torch.cat([du, dlogits], dim=1), torch.cat([A, router])  # (T, d + N), (d + N, n)
+    if need_x:
+        dx = du @ A if weight is None else (dy @ weight).addmm_(du, A)  # (T, n)
+    if x is not None:
+        down = du.t() @ x  # (d, n) or (d + N, n)
+        dA = down[: u.shape[1]] if need_A else None
+        drouter = drouter if down.shape[0] == u.shape[1] else down[u.shape[1] :]
+    return dx, dy if need_base else None, None, None, dA, dP, dB, drouter, None, None, None, None
 
 
 def _project(x: Tensor, A: Tensor, router: Tensor | None, shared_router: bool) -> tuple[Tensor, Tensor | None]:
@@ -241,21 +256,26 @@ def start(shapes: Mapping[str, tuple[int, ...]], *, init: str, seed: int, name: 
             A, P = _joint_svd(_kaiming((experts, down, inputs), draw), rank)
         else:
             A = _kaiming((down, inputs), draw)
-            P = torch.empty(shapes["P"]).normal_(generator=draw)
+            P = _empty(shapes["P"]).normal_(generator=draw)
         spread = (P @ A).square().mean(dim=(1, 2), keepdim=True)  # (N, 1, 1)
         tensors = {"A": A, "P": P * (spread * 3 * inputs).rsqrt()}
     else:
         tensors = {"A": _kaiming((down, inputs), draw)}
     if "router" in shapes:
         tensors["router"] = _kaiming(shapes["router"], draw)
-    B = torch.zeros(shapes["B"])
-    tensors["B"] = B if identity else B.normal_(generator=draw) / math.sqrt(shapes["B"][-1])
+    B = _empty(shapes["B"])
+    tensors["B"] = B.zero_() if identity else B.normal_(generator=draw) / math.sqrt(shapes["B"][-1])
     return tensors
 
 
 def _kaiming(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     """Uniform with variance 1/(3 n), n the last dimension."""
-    return torch.empty(shape).uniform_(-1, 1, generator=draw) / math.sqrt(shape[-1])
+    return _empty(shape).uniform_(-1, 1, generator=draw) / math.sqrt(shape[-1])
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Whatever torch's defaults are, so that a seed gives the same numbers."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _joint_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -104,10 +104,22 @@ def read_rows(file: Path) -> Iterator[Row]:
     with _open(file) as parquet:
         columns = [name for name in ("id", "language", "task", "messages") if name in parquet.schema_arrow.names]
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
+        batches = parquet.iter_batches(batch_size=1024, columns=columns)
+        while (batch := _next(file, batches)) is not None:
             for values in batch.to_pylist():
                 yield _row(file, number, values)
                 number += 1
+
+
+def _next(file: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})")
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -115,7 +127,7 @@ def _open(file: Path) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise _unreadable(file, error) from None
     schema = parquet.schema_arrow
     for column in ("language", "task", "messages"):
         if column not in schema.names:
@@ -136,8 +148,8 @@ def _row(file: Path, number: int, values: dict[str, Any]) -> Row:
     for column in ("language", "task"):
         if not isinstance(values[column], str) or not values[column]:
             raise InputError(f"{file}: row {name}: {column} = {values[column]!r}; expected a word")
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in values["messages"] or []]
+    messages = [{"role": turn["role"], "content": turn["content"]} if turn else {} for turn in values["messages"] or []]
     for turn in messages:
-        if turn["role"] not in ROLES or not isinstance(turn["content"], str):
-            raise InputError(f"{file}: row {name}: a turn with role {turn['role']!r}; expected {', '.join(ROLES)}")
+        if turn.get("role") not in ROLES or not isinstance(turn["content"], str):
+            raise InputError(f"{file}: row {name}: a turn with role {turn.get('role')!r}; expected {', '.join(ROLES)} and a text")
     return Row(id=str(name), language=values["language"], task=values["task"], messages=messages)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from malora.balance import RoutingStatistics
 from malora.data import Row
 from malora.encode import EncodedRow, prompt_text
+from malora.model import measuring
 from malora.trainer import IGNORED, answer_logits, can_slice, collate
 
 Losses = dict[str, dict[str, Any]]
@@ -35,7 +35,7 @@ def evaluate(model: Any, rows: Sequence[EncodedRow], batch_size: int, on_batch: 
     names = sorted({row.stratum for row in ordered})
     statistics = RoutingStatistics(names)
     sliced = can_slice(model)
-    with _evaluating(model):
+    with measuring(model):
         for begin in range(0, len(ordered), batch_size):
             members = ordered[begin : begin + batch_size]
             batch = {key: value.to(model.device) for key, value in collate(members).items()}
@@ -74,7 +74,7 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[s
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    with _evaluating(model):
+    with measuring(model):
         for prompt in prompts:
             inputs: Any = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
             ids = inputs["input_ids"].to(model.device)  # (1, length)
@@ -98,15 +98,3 @@ def pick_examples(rows: Sequence[Row], count: int = 2) -> list[Row]:
 
 def prompts_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [prompt_text(row, tokenizer) for row in rows]
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """No gradients, no dropout; afterwards as before."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -1,4 +1,4 @@
-"""Writes a routed adapter with fixed gates as a standard LoRA, and measures how far that is from the routed model.
+"""Writes a routed adapter with fixed gates as a standard LoRA.
 
 With the same gates for every token the mixture is linear in x and so one LoRA. Letters as in :mod:`malora.core`: n inputs
 and m outputs of a layer, N experts, d the rank of A, s the scale, g the gates.
@@ -7,14 +7,10 @@ and m outputs of a layer, N experts, d the rank of A, s the scale, g the gates.
 from __future__ import annotations
 
 import filecmp
-import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +20,19 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import nll_loss
-from transformers import PreTrainedTokenizerBase
 
-from malora.core import gate
-from malora.data import Row, find_files
-from malora.encode import EncodedRow, encode
 from malora.errors import InputError
+from malora.gates import tuner_of
 from malora.layer import MaloraLayer
-from malora.model import MaloraModel
+from malora.model import Gates, MaloraModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
-
-Gates = Mapping[str, Sequence[float] | Tensor]
-Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingGap:
-    """The token-routed model beside the same model with fixed gates, over the same tokens. Losses in nats per token."""
-
-    loss_routed: float
-    loss_fixed: float
-    kl: float  # KL(routed || fixed) of the next token, mean over the tokens, in nats
-    agreement: float  # share of the tokens for which both find the same next token most likely
-    tokens: int
-
-    @property
-    def difference(self) -> float:
-        """What fixing the gates costs; negative where the fixed gates predict better."""
-        return self.loss_fixed - self.loss_routed
-
-    def __str__(self) -> str:
-        return (
-            f"loss {self.loss_routed:.3f} routed, {self.loss_fixed:.3f} with fixed gates; {100 * self.agreement:.0f} % of "
-            f"{self.tokens:,} tokens have the same most likely next token, KL {self.kl:.4f} nats per token"
-        )
 
 
 def export_lora(model: Any, out_dir: Path | str, gates: Gates | None = None, adapter: str | None = None) -> LoraConfig:
     """Writes the adapter with fixed gates as a standard LoRA that PEFT loads without malora; returns its configuration.
 
-    ``gates``: module name -> N numbers, as :func:`mean_gates` makes them; a module not named, or all of them with None, gets
+    ``gates``: module name -> N numbers, as :func:`malora.mean_gates` makes them; a module not named, or all of them with None, gets
     1/N for each expert. ``adapter``: its name; None: the active one. With g the gates and s the scale of the adapter::
 
         malora    A = A            B = s * sum_t g_t B_t P_t       rank d
@@ -80,9 +46,9 @@ def export_lora(model: Any, out_dir: Path | str, gates: Gates | None = None, ada
     Modules trained whole (``modules_to_save``) are written too and loaded by PEFT, but not by vLLM: a UserWarning says so.
     The folder appears whole or not at all; one that holds anything but this very export is refused with InputError.
     """
-    base, adapter = _tuner(model, adapter)
-    layers = _layers(base, adapter)
-    fixed = _check_gates(layers, adapter, gates)
+    base, adapter = tuner_of(model, adapter)
+    fixed = base.gates(adapter, gates)
+    layers = {name: layer for name, layer in base.adapted_layers().items() if name in fixed}
     target = check_out(out_dir)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
@@ -105,107 +71,6 @@ def export_lora(model: Any, out_dir: Path | str, gates: Gates | None = None, ada
     return config
 
 
-def mean_gates(model: Any, batches: Iterable[Batch]) -> dict[str, list[float]]:
-    """Module name -> the mean of its N gates over all counted tokens of the batches, for the active adapter.
-
-    A batch holds ``input_ids`` and, optionally, ``attention_mask`` (batch, position); every token of the attention mask
-    counts alike, or those of ``mask`` where a batch has one. A module without a router has the gate 1; one that has seen no
-    counted token is left out.
-    """
-    base, adapter = _tuner(model, None)
-    layers = _layers(base, adapter)
-    sums: dict[str, Tensor] = {}  # (N), float64
-    counts: dict[str, float] = {}
-    with _measuring(model):
-        for batch in batches:
-            inputs, counted = _inputs(model, batch)
-            with base.routing(counted) as routing:
-                model(**inputs, use_cache=False)
-            for name, logits in routing.logits.items():
-                total, count = _sum_gates(logits, routing.top_k[name], counted)
-                sums[name] = sums.get(name, torch.zeros_like(total)) + total
-                counts[name] = counts.get(name, 0.0) + count
-    means = {name: (total / counts[name]).tolist() for name, total in sums.items() if counts[name]}
-    without = {name: [1.0] for name, layer in layers.items() if adapter not in layer.malora_router}
-    if not means and not without:
-        raise InputError("the batches hold no token that counts, so there are no gates to take the mean of")
-    return dict(sorted((means | without).items()))
-
-
-def routing_gap(model: Any, batches: Iterable[Batch], gates: Gates | None = None) -> RoutingGap:
-    """How far the model with these fixed gates (None: uniform) is from the token-routed one, for the active adapter.
-
-    Batches as for :func:`mean_gates`. Measured where a token of ``labels`` is to be predicted (-100: not), else at every next
-    token that counts.
-    """
-    from malora.trainer import answer_logits, can_slice  # transformers' Trainer takes seconds to import
-
-    base, adapter = _tuner(model, None)
-    fixed = {name: numbers.tolist() for name, numbers in _check_gates(_layers(base, adapter), adapter, gates).items()}
-    sliced = can_slice(model)
-    sums, tokens = torch.zeros(4, dtype=torch.float64), 0
-    with _measuring(model):
-        for batch in batches:
-            inputs, counted = _inputs(model, batch)
-            inputs["labels"] = _labels(inputs["input_ids"], counted, batch.get("labels"))
-            routed, targets = answer_logits(model, inputs, sliced)  # (answers, vocabulary), (answers)
-            with base.fixed_gates(fixed):
-                other, _ = answer_logits(model, inputs, sliced)  # (answers, vocabulary)
-            for begin in range(0, len(targets), 128):  # float64 over a whole vocabulary is large
-                part = slice(begin, begin + 128)
-                sums += _compare(routed[part], other[part], targets[part]).cpu()
-            tokens += len(targets)
-    if not tokens:
-        raise InputError("the batches hold no token to predict, so there is nothing to measure")
-    loss_routed, loss_fixed, kl, agreement = (sums / tokens).tolist()
-    return RoutingGap(loss_routed=loss_routed, loss_fixed=loss_fixed, kl=max(kl, 0.0), agreement=agreement, tokens=tokens)
-
-
-# The adapter
-
-
-def _tuner(model: Any, adapter: str | None) -> tuple[MaloraModel, str]:
-    """The tuner of a PeftModel and the adapter asked for, by default the active one."""
-    base = getattr(model, "base_model", None)
-    if not isinstance(base, MaloraModel):
-        kind = type(model).__name__ if base is None else f"{type(model).__name__} with {type(base).__name__}"
-        raise InputError(f"expected a PeftModel with an adapter of malora (MaloraConfig), and this is a {kind}")
-    if adapter is None:
-        active = list(base.active_adapters)
-        if len(active) != 1:
-            raise InputError(
-                f"expected one active adapter, and there are {len(active)}: {', '.join(active)}; choose one by its name"
-            )
-        return base, active[0]
-    if adapter not in base.peft_config:
-        raise InputError(f"the model has no adapter {adapter!r}; it has {', '.join(sorted(base.peft_config))}")
-    return base, adapter
-
-
-def _layers(base: MaloraModel, adapter: str) -> dict[str, MaloraLayer]:
-    return {name: layer for name, layer in base.adapted_layers().items() if adapter in layer.malora_A}
-
-
-def _check_gates(layers: Mapping[str, MaloraLayer], adapter: str, gates: Gates | None) -> dict[str, Tensor]:
-    """Module name -> (N), float64, for every module."""
-    gates = gates or {}
-    if unknown := sorted(set(gates) - set(layers)):
-        names = list(layers)
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        raise InputError(f"gates: {unknown[0]!r} is not adapted by {adapter!r}; adapted are {shown}")
-    checked = {}
-    for name, layer in layers.items():
-        experts = layer.configs[adapter].num_experts
-        given = gates.get(name)
-        values = [1 / experts] * experts if given is None else [float(number) for number in given]
-        if len(values) != experts:
-            raise InputError(f"gates: {name}: {len(values)} numbers; expected one for each of its {experts} experts")
-        if not all(math.isfinite(value) for value in values):
-            raise InputError(f"gates: {name}: {values}; expected finite numbers")
-        checked[name] = torch.tensor(values, dtype=torch.float64)
-    return checked
-
-
 @torch.no_grad()
 def _as_lora(layer: MaloraLayer, adapter: str, gates: Tensor) -> tuple[Tensor, Tensor]:
     """A (rank, n) and B (m, rank) of the layer with these gates (N)."""
@@ -220,7 +85,7 @@ def _as_lora(layer: MaloraLayer, adapter: str, gates: Tensor) -> tuple[Tensor, T
     else:
         up = B.sum(dim=0)  # (m, r)
     dtype = torch.promote_types(A.dtype, torch.float32)
-    return A.to(dtype).contiguous().clone(), up.to(dtype).contiguous()
+    return A.to(dtype).contiguous(), up.to(dtype).contiguous()
 
 
 # The folder
@@ -308,131 +173,3 @@ def _write(out: Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None
             (work / name).replace(out / name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-# The measurements
-
-
-@contextmanager
-def _measuring(model: Any) -> Iterator[None]:
-    """No gradients, no dropout; afterwards every module trains or not as before."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _inputs(model: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """What the model reads, on its device, and which tokens count: (batch, position), bool."""
-    ids = batch["input_ids"].to(model.device)
-    attention = batch["attention_mask"].to(ids.device) if "attention_mask" in batch else torch.ones_like(ids)
-    counted = attention.bool()
-    if "mask" in batch:
-        counted = counted & batch["mask"].to(ids.device, torch.bool)
-    return {"input_ids": ids, "attention_mask": attention}, counted
-
-
-def _sum_gates(logits: Tensor, top_k: int, counted: Tensor) -> tuple[Tensor, float]:
-    """The gates summed over the counted tokens (N), float64, and their number; a module that sees others counts all of its own."""
-    gates = gate(logits, top_k).double().flatten(0, -2)  # (tokens, N)
-    if len(gates) == counted.numel():
-        gates = gates[counted.flatten()]
-    return gates.sum(dim=0).cpu(), float(len(gates))
-
-
-def _labels(ids: Tensor, counted: Tensor, labels: Tensor | None) -> Tensor:
-    """The tokens to predict, -100 elsewhere; a token is not predicted from padding. (batch, position)"""
-    if labels is not None:
-        return labels.to(ids.device)
-    before = torch.zeros_like(counted)
-    before[:, 1:] = counted[:, :-1]
-    return ids.masked_fill(~(counted & before), -100)
-
-
-def _compare(routed: Tensor, fixed: Tensor, targets: Tensor) -> Tensor:
-    """Summed over the tokens: both losses, the divergence, the agreements. (tokens, vocabulary) twice, (tokens) -> (4)"""
-    p, q = routed.double().log_softmax(dim=-1), fixed.double().log_softmax(dim=-1)
-    weight = p.exp()
-    kl = torch.where(weight > 0, weight * (p - q), 0.0).sum()
-    agree = (p.argmax(dim=-1) == q.argmax(dim=-1)).sum().double()
-    return torch.stack([nll_loss(p, targets, reduction="sum"), nll_loss(q, targets, reduction="sum"), kl, agree])
-
-
-# Rows of a dataset
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateRows:
-    """Rows for :func:`mean_gates`, and others for :func:`routing_gap`."""
-
-    gates: list[EncodedRow]
-    held_out: list[EncodedRow]
-    trained: bool  # held_out is of the training split, for want of validation rows
-
-
-def gate_rows(
-    data: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    rows: int = 256,
-    language: str | None = None,
-    task: str | None = None,
-    max_tokens: int = 1024,
-) -> GateRows:
-    """Up to ``rows`` rows of a dataset, those of validation first and spread evenly over languages and tasks.
-
-    A quarter of them is held out from the gates: validation rows only, and so perhaps fewer, unless there are none.
-    """
-    source = find_files(Path(data))
-    strata: set[tuple[str, str]] = set()
-    kept: list[EncodedRow] = []
-    validation = 0
-    for split in ("validation", "train"):
-        found = _spread(source.rows(split), strata, language, task, rows)
-        while len(kept) < rows and (chunk := list(islice(found, rows - len(kept)))):
-            kept += encode(chunk, tokenizer, max_tokens).rows
-        if split == "validation":
-            validation = len(kept)
-        if len(kept) >= rows:
-            break
-    if not kept and not any(_is_wanted(*stratum, language, task) for stratum in strata):
-        wanted = " and ".join(f"{key} {value!r}" for key, value in (("language", language), ("task", task)) if value)
-        there = ", ".join(f"{code}_{kind}" for code, kind in sorted(strata))
-        raise InputError(f"{data}: no row has {wanted or 'messages'}; there are {there or 'no rows'}")
-    if len(kept) < 2:
-        raise InputError(f"{data}: {len(kept)} of the rows asked for have an answer; at least two are needed, one of them held out")
-    measured = max(1, min(len(kept) // 4, validation or len(kept)))
-    return GateRows(gates=kept[measured:], held_out=kept[:measured], trained=not validation)
-
-
-def _spread(rows: Iterable[Row], strata: set[tuple[str, str]], language: str | None, task: str | None, limit: int) -> Iterator[Row]:
-    """The wanted rows, one of each language and task in turn; ``strata`` learns which of them there are."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        strata.add((row.language, row.task))
-        group = groups.setdefault(row.stratum, [])
-        if len(group) < limit and _is_wanted(row.language, row.task, language, task):
-            group.append(row)
-    for turn in zip_longest(*(groups[key] for key in sorted(groups))):
-        yield from (row for row in turn if row is not None)
-
-
-def _is_wanted(row_language: str, row_task: str, language: str | None, task: str | None) -> bool:
-    return language in (None, row_language) and task in (None, row_task)
-
-
-def answer_batches(
-    rows: Sequence[EncodedRow], batch_size: int = 4, on_rows: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of rows of like length, with ``labels`` and a ``mask`` of the answers' tokens."""
-    from malora.trainer import IGNORED, collate  # transformers' Trainer takes seconds to import
-
-    ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.id))
-    for begin in range(0, len(ordered), batch_size):
-        batch = collate(ordered[begin : begin + batch_size])
-        yield {**batch, "mask": batch["labels"] != IGNORED}
-        on_rows(min(begin + batch_size, len(ordered)), len(ordered))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from malora.balance import Routing
 from malora.config import MaloraConfig
-from malora.core import Experts, mixture, start
+from malora.core import Experts, mixture, start, without_autocast
 
 CANNOT_MERGE = (
     "a routed adapter cannot be merged into the weights: which experts are used depends on each token. "
@@ -28,7 +28,7 @@ class MaloraLayer(BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, name: str) -> None:
         self.base_layer = base_layer
         self.name = name
-        self.in_features, self.out_features = linear_shape(base_layer)
+        self.in_features, self.out_features = _linear_shape(base_layer, name)
         self.malora_A = nn.ParameterDict()
         self.malora_P = nn.ParameterDict()
         self.malora_B = nn.ParameterDict()
@@ -40,7 +40,7 @@ class MaloraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True
 
-    def update_layer(self, adapter_name: str, config: MaloraConfig, inference_mode: bool = False) -> None:
+    def update_layer(self, adapter_name: str, config: MaloraConfig) -> None:
         """Adds an adapter under this name, at its start."""
         tensors = start(
             config.shapes(self.in_features, self.out_features),
@@ -52,21 +52,12 @@ class MaloraLayer(BaseTunerLayer):
         self.configs[adapter_name] = config
         for key, tensor in tensors.items():
             getattr(self, f"malora_{key}")[adapter_name] = nn.Parameter(tensor)
+        if (
+            config.freeze_shared
+        ):  # PEFT keeps these frozen whatever else is switched on; its default is shared, so no update in place
+            self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: ("malora_A",)}
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self._freeze_shared()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        super().enable_adapters(enabled)
-        self._freeze_shared()
-
-    def _freeze_shared(self) -> None:
-        for adapter, config in self.configs.items():
-            if config.freeze_shared and adapter in self.malora_A:
-                self.malora_A[adapter].requires_grad_(False)
+        self.set_adapter(self.active_adapters)
 
     def experts(self, adapter: str) -> Experts:
         """The tensors of one adapter."""
@@ -79,9 +70,6 @@ class MaloraLayer(BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Nothing is ever merged, so there is nothing to undo."""
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return False
 
 
 class MaloraLinear(nn.Module, MaloraLayer):
@@ -115,7 +103,7 @@ class MaloraLinear(nn.Module, MaloraLayer):
             found = {key: state_dict[key] for key in wanted if key in state_dict}
             what = f"{self.name} ({config.variant}, r = {config.r})"
             if found and (missing := sorted(set(wanted) - set(found))):
-                errors.append(f"{what}: the file has no {missing[0].removeprefix(prefix)}: it was saved with another variant")
+                errors.append(f"{what}: the file lacks {missing[0].removeprefix(prefix)}")
             for key, tensor in found.items():
                 if tuple(tensor.shape) != wanted[key]:
                     errors.append(f"{what}: {key.removeprefix(prefix)} is {tuple(tensor.shape)}, expected {wanted[key]}")
@@ -124,10 +112,12 @@ class MaloraLinear(nn.Module, MaloraLayer):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _is_plain(self, x: Tensor, adapter: str) -> bool:
-        """Whether the base layer may be computed together with the adapter: nothing else can be looking at its output."""
+        """Whether the base layer may be computed together with the adapter: it is what it seems, and unobserved."""
         layer = self.base_layer
         return (
             type(layer) is nn.Linear
+            and "forward" not in vars(layer)  # accelerate's offloading puts its own there
+            and type(layer.weight) is nn.Parameter  # not a quantised tensor
             and not layer._forward_hooks
             and not layer._forward_pre_hooks
             and not layer._backward_hooks
@@ -135,18 +125,20 @@ class MaloraLinear(nn.Module, MaloraLayer):
             and not layer.weight.requires_grad
             and (layer.bias is None or not layer.bias.requires_grad)
             and layer.weight.dtype == x.dtype == self.malora_A[adapter].dtype
-            and not torch.is_autocast_enabled(x.device.type)
+            and not _autocasts(x.device.type)
         )
 
     def _adapt(self, y: Tensor | nn.Linear, x: Tensor, adapter: str, *, alone: bool) -> Tensor:
         config, experts = self.configs[adapter], self.experts(adapter)
         device = x.device.type
-        if torch.is_autocast_enabled(device):
+        if experts.A.is_meta and not x.is_meta:
+            raise RuntimeError(f"{self.name}: the adapter's weights were offloaded; load the model so that they stay on a device")
+        if _autocasts(device):
             dtype = torch.get_autocast_dtype(device)
             x, experts = x.to(dtype), experts.to(dtype)
         else:
             x = self._cast_input_dtype(x, experts.A.dtype)  # a bfloat16 base with a float32 adapter
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             out, logits = mixture(x, y, experts, config.top_k, config.scaling, self.fixed_gates)  # (..., m), (..., N)
         if self.routing is not None and logits is not None:
             key = self.name if alone else f"{self.name}:{adapter}"
@@ -157,10 +149,15 @@ class MaloraLinear(nn.Module, MaloraLayer):
         return ", ".join(f"{name}: {c.variant}, N={c.num_experts}, k={c.top_k}" for name, c in self.configs.items())
 
 
-def linear_shape(layer: nn.Module) -> tuple[int, int]:
+def _linear_shape(layer: nn.Module, name: str) -> tuple[int, int]:
     """(n, m) of a linear layer, also of one that another adapter wraps already."""
     if isinstance(layer, BaseTunerLayer):
         layer = layer.get_base_layer()
     if not isinstance(layer, nn.Linear):
-        raise TypeError(f"MALoRA adapts nn.Linear only, and a target module is a {type(layer).__name__}")
+        kind = type(layer).__name__
+        raise TypeError(f"target_modules: {name} is of type {kind}, and MALoRA adapts nn.Linear only; leave it out")
     return layer.in_features, layer.out_features
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

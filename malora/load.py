@@ -39,17 +39,13 @@ def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftM
     """
     path = Path(path)
     config = read_adapter_config(path)
-    if base_model is None:
-        report = path / "training.json"
-        base_model = str(config.get("base_model_name_or_path"))
-        if report.is_file():
-            base_model = str(json.loads(report.read_text(encoding="utf-8"))["base_model"]["name"])
+    base_model = base_model or _base_of(path, config)
     model, tokenizer = load_base(base_model)
     try:
         adapted = PeftModel.from_pretrained(model, str(path))
     except SafetensorError as error:
         raise InputError(f"{path}: adapter_model.safetensors is damaged ({error})") from None
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # torch's first line says only that there are errors
         raise InputError(f"{path}: the adapter does not fit {base_model}: {lines[1 if len(lines) > 1 else 0]}") from None
@@ -61,3 +57,15 @@ def load_adapter(path: Path | str, base_model: str | None = None) -> tuple[PeftM
         odd = min(saved ^ wanted)
         raise InputError(f"{path}: adapter_model.safetensors {'has' if odd in saved else 'lacks'} {odd}; save the adapter anew")
     return adapted.eval(), tokenizer
+
+
+def _base_of(path: Path, config: dict[str, Any]) -> str:
+    report = path / "training.json"
+    try:
+        name = json.loads(report.read_text(encoding="utf-8"))["base_model"]["name"] if report.is_file() else None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{report}: not the report of a training; remove it, or say which base_model to load") from None
+    name = name or config.get("base_model_name_or_path")
+    if not name:
+        raise InputError(f"{path}: the adapter names no base model; say which base_model to load")
+    return str(name)

@@ -8,14 +8,18 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from malora.balance import Routing
 from malora.config import MaloraConfig
-from malora.layer import CANNOT_MERGE, MaloraLayer, MaloraLinear, linear_shape
+from malora.errors import InputError
+from malora.layer import CANNOT_MERGE, MaloraLayer, MaloraLinear
 from malora.registry import register
+
+Gates = Mapping[str, Sequence[float] | Tensor]  # module name -> N numbers
 
 
 class MaloraModel(BaseTuner):
@@ -28,15 +32,8 @@ class MaloraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except ValueError as error:
-            if "Target modules" not in str(error):
-                raise
-            targets = getattr(self.peft_config[adapter_name], "target_modules", None)
-            shown = sorted(targets) if isinstance(targets, set) else targets
-            found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is nn.Linear})
-            raise ValueError(
-                f"target_modules = {shown!r}: no such module; linear layers of this model: {', '.join(found) or 'none'}"
-            ) from None
+        except NoMatchingPeftModuleError:
+            raise ValueError(_nothing_matches(self.peft_config[adapter_name], model)) from None
 
     def _create_and_replace(  # type: ignore[override]  # peft hands every tuner its own configuration
         self,
@@ -51,18 +48,14 @@ class MaloraModel(BaseTuner):
         if isinstance(target, MaloraLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        new = self._create_new_module(peft_config, adapter_name, target, current_key)
-        if adapter_name not in self.active_adapters:
-            new.requires_grad_(False)  # a further adapter does not train before it is made active
-        self._replace_module(parent, target_name, new, target)
+        self._replace_module(parent, target_name, MaloraLinear(target, adapter_name, peft_config, current_key), target)
 
-    @staticmethod
-    def _create_new_module(config: MaloraConfig, adapter_name: str, target: nn.Module, key: str) -> MaloraLinear:
-        try:
-            linear_shape(target)
-        except TypeError as error:
-            raise TypeError(f"{key}: {error}; leave it out of target_modules") from None
-        return MaloraLinear(target, adapter_name, config, key)
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
+        """PEFT would drop ``adapter_names`` without a word and answer every row with the active adapter."""
+        if adapter_names is not None:
+            raise ValueError("adapter_names: a MALoRA adapter cannot be chosen row by row; use set_adapter, one batch an adapter")
+        yield
 
     def adapted_layers(self) -> dict[str, MaloraLayer]:
         """Module name -> adapted layer, sorted by name."""
@@ -91,24 +84,49 @@ class MaloraModel(BaseTuner):
             for layer, before in zip(layers, outer, strict=True):
                 layer.routing = before
 
-    @contextmanager
-    def fixed_gates(self, gates: Mapping[str, Sequence[float]]) -> Iterator[None]:
-        """While open, every token uses these gates (module name -> N numbers); modules not named use 1/N each.
+    def gates(self, adapter: str, given: Gates | None) -> dict[str, Tensor]:
+        """Module name -> its N gates (float64, CPU), for every layer of the adapter: those given, else 1/N each.
 
-        Routers do not run meanwhile. Raises ValueError for an unknown module or a wrong count.
+        Raises InputError for a module that the adapter does not have, a wrong count, or numbers that are not finite.
         """
-        active = set(self.active_adapters)
-        layers = {name: layer for name, layer in self.adapted_layers().items() if active & set(layer.configs)}
-        if unknown := sorted(set(gates) - set(layers)):
-            raise ValueError(f"gates: no adapted module {unknown[0]!r}; there are {', '.join(list(layers)[:4])} ...")
-        fixed = {name: _gates_of(layer, gates.get(name)) for name, layer in layers.items()}
+        layers = {name: layer for name, layer in self.adapted_layers().items() if adapter in layer.configs}
+        given = given or {}
+        if unknown := sorted(set(given) - set(layers)):
+            names = list(layers)
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            raise InputError(f"gates: {unknown[0]!r} is not adapted by {adapter!r}; adapted are {shown}")
+        checked = {}
         for name, layer in layers.items():
-            layer.fixed_gates = fixed[name]
+            experts = layer.configs[adapter].num_experts
+            values = [float(number) for number in given[name]] if name in given else [1 / experts] * experts
+            if len(values) != experts:
+                raise InputError(f"gates: {name}: {len(values)} numbers; expected one for each of its {experts} experts")
+            if not all(math.isfinite(value) for value in values):
+                raise InputError(f"gates: {name}: {values}; expected finite numbers")
+            checked[name] = torch.tensor(values, dtype=torch.float64, device="cpu")
+        return checked
+
+    def active_adapter_name(self) -> str:
+        """The one active adapter; InputError where there are several or none."""
+        active = list(self.active_adapters)
+        if len(active) != 1:
+            raise InputError(f"expected one active adapter, and there are {len(active)}: {', '.join(active)}; set one by its name")
+        return active[0]
+
+    @contextmanager
+    def fixed_gates(self, given: Gates | None) -> Iterator[None]:
+        """While open, every token uses these gates of the active adapter, as :meth:`gates` reads them. No router runs meanwhile."""
+        adapter, layers = self.active_adapter_name(), self.adapted_layers()
+        gates = self.gates(adapter, given)
+        outer = {name: layers[name].fixed_gates for name in gates}
+        for name, numbers in gates.items():
+            A = layers[name].malora_A[adapter]
+            layers[name].fixed_gates = numbers.to(A.device, torch.promote_types(A.dtype, torch.float32))  # (N)
         try:
             yield
         finally:
-            for layer in layers.values():
-                layer.fixed_gates = None
+            for name, before in outer.items():
+                layers[name].fixed_gates = before
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(CANNOT_MERGE)
@@ -117,16 +135,31 @@ class MaloraModel(BaseTuner):
         raise NotImplementedError(CANNOT_MERGE)
 
 
-def _gates_of(layer: MaloraLayer, numbers: Sequence[float] | None) -> Tensor:
-    """(N), in float32 or the adapter's float64, on its device."""
-    adapters = [name for name in layer.active_adapters if name in layer.configs]
-    if len(adapters) != 1:
-        raise ValueError(f"{layer.name}: gates can be fixed with one active adapter, and there are {len(adapters)}")
-    experts, A = layer.configs[adapters[0]].num_experts, layer.malora_A[adapters[0]]
-    values = [1 / experts] * experts if numbers is None else [float(number) for number in numbers]
-    if len(values) != experts or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{layer.name}: gates {values}: expected {experts} finite numbers")
-    return torch.tensor(values, dtype=torch.promote_types(A.dtype, torch.float32), device=A.device)
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; afterwards every module trains or not as before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _nothing_matches(config: Any, model: nn.Module) -> str:
+    """What to say where PEFT finds no module to adapt."""
+    targets = config.target_modules
+    told = f"target_modules = {sorted(targets) if isinstance(targets, set) else targets!r}: no such module"
+    if isinstance(targets, str):
+        told += " (a text is a regular expression for the whole name; a list takes endings)"
+    keys = ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+    limits = [key for key in keys if getattr(config, key) not in (None, [], set())]
+    if limits:
+        told += " is left after " + " and ".join(f"{key} = {getattr(config, key)!r}" for key in limits)
+    found = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is nn.Linear})
+    return f"{told}; linear layers of this model: {', '.join(found) or 'none'}"
 
 
 register(MaloraConfig, MaloraModel)

@@ -119,5 +119,6 @@ def _on_meta(config: MaloraConfig, base: nn.Module | None) -> nn.Module:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))  # type: ignore[no-untyped-call]
     else:
-        base = copy.deepcopy(base).to("meta")
+        shapes = {id(own): nn.Parameter(own.detach().to("meta"), own.requires_grad) for own in base.parameters()}
+        base = copy.deepcopy(base, shapes).to("meta")  # no weight is copied
     return get_peft_model(base, replace(config, init="matched"))

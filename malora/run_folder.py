@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from malora.errors import InputError
 
 FORMAT = 2  # of training.json; also part of the fingerprint
@@ -45,6 +47,7 @@ class RunFolder:
     def __init__(self, out: Path, fingerprint: str) -> None:
         self.out = out
         self.work = out / WORK
+        self.lock = out.absolute().with_name(f".{out.absolute().name}.lock")
         self.fingerprint = fingerprint
 
     def finished(self) -> dict[str, Any] | None:
@@ -54,7 +57,15 @@ class RunFolder:
         return report if report is not None and whole and report.get("fingerprint") == self.fingerprint else None
 
     def prepare(self, *, replace: bool) -> None:
-        """Makes the folder ready. Refuses foreign files, and a finished adapter of another run unless ``replace``."""
+        """Makes the folder ready. Refuses foreign files, and a finished adapter of another run unless ``replace``.
+
+        Several processes of one training may call it at the same time.
+        """
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.lock):
+            self._prepare(replace)
+
+    def _prepare(self, replace: bool) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: a file stands where the adapter's folder is to be; choose another place")
         if self.out.is_dir():
@@ -92,8 +103,9 @@ class RunFolder:
             (adapter / name).replace(self.out / name)
         write_json(self.out / TIMINGS, timings)
         write_json(self.out / REPORT, record)
-        shutil.rmtree(self.work, ignore_errors=True)
+        self.sweep()
 
     def sweep(self) -> None:
-        """Removes what a kill left after the report was written."""
+        """Removes what is needed no longer; a kill may have left it."""
         shutil.rmtree(self.work, ignore_errors=True)
+        self.lock.unlink(missing_ok=True)

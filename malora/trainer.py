@@ -174,9 +174,10 @@ class _StepCallback(TrainerCallback):
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those that a kill left half-written are removed."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in checkpoints:
-        if not (path / WHOLE).exists():
-            shutil.rmtree(path)
-    whole = [path for path in checkpoints if path.exists()]
-    return whole[-1] if whole else None
+    newest = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        if (path / WHOLE).exists():
+            newest = path
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # another process may be at it, too
+    return newest

@@ -285,6 +285,18 @@ def test_the_joint_svd_is_the_best_basis_of_the_experts():
     torch.testing.assert_close(own @ one, matrices[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_start_is_float32_on_the_cpu_whatever_torch_defaults_to():
+    shapes = {"A": (3, 8), "P": (2, 3, 3), "B": (2, 5, 3), "router": (2, 8)}
+    expected = start(shapes, init="svd", seed=1, name="a", identity=False)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = start(shapes, init="svd", seed=1, name="a", identity=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_the_start_depends_on_seed_and_name_only():
     shapes = MaloraConfig(r=2, num_experts=2).shapes(8, 8)
 

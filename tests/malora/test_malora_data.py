@@ -148,6 +148,25 @@ def test_an_unknown_role_is_named_with_its_row(tmp_path):
         read()
 
 
+def test_a_turn_that_is_null_is_named_with_its_row(tmp_path):
+    turn = pa.struct({"role": pa.string(), "content": pa.string()})
+    columns = {"language": ["en"], "task": ["chat"], "messages": pa.array([[None]], pa.list_(turn))}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows\.parquet: row rows\.parquet:0: a turn with role None"):
+        list(find_files(tmp_path).rows("train"))
+
+
+def test_a_damaged_page_is_told_with_its_file(tmp_path):
+    file = tmp_path / "rows.parquet"
+    turns = [[{"role": "user", "content": f"{number} {number * 7919}"}] for number in range(4000)]
+    pq.write_table(pa.table({"language": ["en"] * 4000, "task": ["chat"] * 4000, "messages": turns}), file, compression="zstd")
+    content = bytearray(file.read_bytes())
+    content[200 : len(content) // 2] = bytes(len(content) // 2 - 200)
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"rows\.parquet: not a readable Parquet file"):
+        list(find_files(tmp_path).rows("train"))
+
+
 def test_what_is_no_parquet_or_not_there_is_refused(tmp_path):
     (tmp_path / "rows.parquet").write_text("no parquet")
     with pytest.raises(InputError, match="not a readable Parquet file"):

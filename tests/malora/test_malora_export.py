@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from flows.cli import SERVED_RANKS
 from malora import InputError, MaloraConfig, export_lora, mean_gates, routing_gap
 from malora.core import gate
-from malora.export import SERVED_RANKS, answer_batches, gate_rows
+from malora.gates import answer_batches, gate_rows
 
 IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -86,7 +87,10 @@ def test_the_export_equals_the_model_with_fixed_gates(variant, gates, dtype, tol
             x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
             with model.base_model.fixed_gates(given or {}):
                 expected = model(x)
-            torch.testing.assert_close(lora(x), expected, rtol=tolerance, atol=tolerance)
+            largest = (
+                float(expected.abs().max()) if expected.numel() else 1.0
+            )  # sums of numbers of this size round to its last bits
+            torch.testing.assert_close(lora(x), expected, rtol=tolerance, atol=tolerance * max(1.0, largest))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

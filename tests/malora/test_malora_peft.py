@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -141,6 +142,56 @@ def test_a_hook_on_the_base_layer_sees_the_base_s_output():
     handle.remove()
 
 
+def test_an_offloaded_base_layer_is_computed_by_its_own_forward():
+    """accelerate leaves the weight on meta and puts a forward of its own on the instance."""
+    module = layer("malora")
+    x = torch.randn(2, 5, 16)
+    expected = module(x)
+    cpu_offload(module.base_layer, execution_device="cpu")
+    assert module.base_layer.weight.is_meta
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_an_offloaded_adapter_is_refused_not_guessed():
+    module = layer("malora").to("meta")
+    assert module(torch.randn(2, 5, 16, device="meta")).is_meta  # shapes can be tried without numbers
+    with pytest.raises(RuntimeError, match="layer: the adapter's weights were offloaded"):
+        module(torch.randn(2, 5, 16))
+
+
+def test_a_weight_that_is_more_than_a_tensor_is_left_to_its_own_layer():
+    class Quantised(nn.Parameter):
+        """Knows how to be a linear layer's weight and nothing else, as quantised tensors do."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            plain = [arg.as_subclass(torch.Tensor) if isinstance(arg, cls) else arg for arg in args]
+            if func is nn.functional.linear:
+                return func(*plain)
+            assert func not in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    module = layer("malora")
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    expected = module(x).detach()
+    module.base_layer.weight = Quantised(module.base_layer.weight.detach(), requires_grad=False)
+    y = module(x)
+    y.sum().backward()
+    torch.testing.assert_close(y.detach(), expected)
+
+
+def test_backward_may_stand_inside_autocast_though_forward_did_not():
+    module, other = layer("malora"), layer("malora")
+    x = torch.randn(2, 5, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            y = module(x)
+        y.square().sum().backward()
+    other(x).square().sum().backward()
+    for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
+        assert mine.grad is theirs.grad is None or torch.equal(mine.grad, theirs.grad)
+
+
 def test_a_base_that_trains_too_gets_its_gradients():
     module = layer("malora", frozen=False)
     passes(module)
@@ -155,6 +206,7 @@ def test_a_frozen_a_stays_frozen_whatever_is_switched(make_llama):
         pass
     model.set_adapter("default")
     model.base_model.enable_adapter_layers()
+    model.set_requires_grad("default", True)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert not any(name.endswith("malora_A.default") for name in trained)
     assert any(name.endswith("malora_B.default") for name in trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from peft import PeftModel, get_peft_model
 import malora
 from malora import InputError, MaloraConfig, TrainingConfig, load_adapter, load_base, train_adapter
 from malora.encode import EncodedRow
-from malora.run_folder import fingerprint
+from malora.run_folder import RunFolder, fingerprint
 from malora.train import _arguments
 from malora.trainer import MaloraTrainer, Scheduled, collate
 
@@ -153,6 +154,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, dataset, tmp_
     train_adapter(config, dataset, tmp_path / "undisturbed")
     for name in (ADAPTER, "training.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_the_processes_of_one_training_prepare_its_folder_together(tmp_path):
+    processes = multiprocessing.get_context("fork")
+    together = processes.Barrier(3)
+
+    def prepare() -> None:
+        for number in range(40):
+            (tmp_path / f"{number}" / ".checkpoints").mkdir(parents=True, exist_ok=True)  # of an older run, to be swept
+            together.wait(20)
+            RunFolder(tmp_path / f"{number}", "this run").prepare(replace=False)
+
+    started = [processes.Process(target=prepare) for _ in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    assert all((tmp_path / f"{number}" / ".checkpoints" / "run.json").is_file() for number in range(40))
 
 
 def test_a_half_written_checkpoint_is_not_used(tmp_path):

@@ -259,6 +259,9 @@ def test_the_paper_s_saving_is_there_in_real_modules(rank, saving):
         ({"expert_rank": 8, "shared_rank": 4}, "shared_rank = 4: expected at least expert_rank = 8"),
         ({"top_k": 5}, "top_k = 5: expected at most num_experts = 4"),
         ({"num_experts": True}, "num_experts = True: expected a whole number"),
+        ({"num_experts": "x"}, "num_experts = 'x': expected a whole number"),
+        ({"target_modules": "*proj"}, r"target_modules = '\*proj': not a regular expression"),
+        ({"format_version": 0}, "format_version = 0: expected a whole number of at least 1"),
         ({"lora_alpha": -1}, "lora_alpha = -1: expected a number of at least 0"),
         ({"bias": "all"}, "trains no biases"),
         ({"variant": "molora"}, "variant = 'molora': expected one of malora, moe_lora, hydra, lora"),
@@ -275,7 +278,9 @@ def test_nonsense_is_refused_by_the_configuration(wrong, message):
 
 
 def test_a_target_that_is_not_linear_is_refused_by_name(llama):
-    with pytest.raises(TypeError, match=r"model\.embed_tokens: MALoRA adapts nn.Linear only.*Embedding"):
+    with pytest.raises(
+        TypeError, match=r"target_modules: model\.embed_tokens is of type Embedding, and MALoRA adapts nn.Linear only"
+    ):
         get_peft_model(llama, config(target_modules=["embed_tokens"]))
 
 
@@ -292,6 +297,31 @@ def test_targets_that_match_nothing_are_told_what_there_is(llama):
         ValueError, match=r"target_modules = \['w_q'\]: no such module; linear layers of this model: down_proj, .*q_proj"
     ):
         get_peft_model(llama, config(target_modules=["w_q"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": "q_proj"}, r"a text is a regular expression for the whole name; a list takes endings"),
+        (
+            {"target_modules": ["q_proj"], "layers_to_transform": [99]},
+            r"no such module is left after layers_to_transform = \[99\]; linear layers",
+        ),
+        (
+            {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]},
+            r"no such module is left after exclude_modules = \{'q_proj'\}; linear layers",
+        ),
+    ],
+)
+def test_targets_that_exist_but_do_not_match_are_told_why(llama, settings, message):
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(llama, config(**settings))
+
+
+def test_choosing_adapters_row_by_row_is_refused(llama):
+    model = get_peft_model(llama, config())
+    with pytest.raises(ValueError, match=r"adapter_names: a MALoRA adapter cannot be chosen row by row"):
+        model(input_ids=IDS, adapter_names=["default", "__base__"])
 
 
 def _edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -324,7 +354,7 @@ MISFITS = [
         lambda t: t[ROUTER].fill_(float("nan")),
         "malora_router.default holds values that are not finite",
     ),
-    ("adapter_model.safetensors", lambda t: t.pop(ROUTER), "the file has no malora_router.default"),
+    ("adapter_model.safetensors", lambda t: t.pop(ROUTER), "the file lacks malora_router.default"),
 ]
 
 
@@ -351,3 +381,33 @@ def test_a_damaged_adapter_is_refused(llama, base_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is damaged"):
         load_adapter(tmp_path / "a", str(base_folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("training.json", "{", r"training\.json: not the report of a training"),
+        ("training.json", "{}", r"training\.json: not the report of a training"),
+        (None, None, "the adapter names no base model; say which base_model to load"),
+    ],
+)
+def test_an_adapter_whose_base_model_cannot_be_told_says_so(llama, tmp_path, name, content, message):
+    get_peft_model(llama, config()).save_pretrained(tmp_path)
+    _edit(tmp_path / "adapter_config.json", lambda c: c.update(base_model_name_or_path=None))
+    if name:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_adapter(tmp_path)
+
+
+def test_a_target_that_is_not_linear_in_another_base_is_told_in_one_line(llama, base_folder, tmp_path):
+    get_peft_model(llama, config()).save_pretrained(tmp_path)
+    _edit(tmp_path / "adapter_config.json", lambda c: c.update(target_modules=["embed_tokens"]))
+    with pytest.raises(InputError, match=r"does not fit .*embed_tokens is of type Embedding"):
+        load_adapter(tmp_path, str(base_folder))
+
+
+def test_counting_a_configuration_copies_no_weights(llama, monkeypatch):
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda *_: pytest.fail("a weight was copied"))
+    assert parameter_report(config(), llama).total > 0
+    assert {parameter.device.type for parameter in llama.parameters()} == {"cpu"}
