@@ -169,14 +169,17 @@ def _show(folder: Path) -> Losses:
     """The validation losses as an artifact; what the flow returns."""
     path = folder / "training.json"
     try:
-        validation = json.loads(path.read_text("utf-8"))["validation"]
+        record = json.loads(path.read_text("utf-8"))
+        validation = record["validation"]
         before = {name: entry["loss"] for name, entry in validation["before"].items()}
         after = {name: entry["loss"] for name, entry in validation["after"].items()}
+        baseline = {name: entry["loss"] for name, entry in record.get("baseline", {}).get("validation", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkError(f"{path}: is not the record of a finished training: {error!r}") from error
-    lines = ["| validation loss | before | after |", "|---|--:|--:|"]
+    columns = {"before": before, "after": after} | ({"LoRA of equal size": baseline} if baseline else {})
+    lines = ["| validation loss | " + " | ".join(columns) + " |", "|---|" + "--:|" * len(columns)]
     for name in sorted(before, key=lambda name: (name == "all", name)):
-        lines.append(f"| {name} | {_number(before[name])} | {_number(after.get(name))} |")
+        lines.append(f"| {name} | " + " | ".join(_number(losses.get(name)) for losses in columns.values()) + " |")
     markdown = "\n".join([*lines, "", f"The adapter: `{folder.resolve()}`", ""])
     create_markdown_artifact(key="training", description="validation losses before and after", markdown=markdown)
     return Losses(before=before.get("all"), after=after.get("all"))

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from dataclasses import replace as replace_fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -26,7 +28,7 @@ from malora.parameters import parameter_report
 from malora.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
 from malora.schedule import group_by_length, schedule
 from malora.trainer import MaloraTrainer, Scheduled, last_checkpoint
-from malora.training_config import ADAPTER_KEYS, TrainingConfig
+from malora.training_config import ADAPTER_KEYS, MIXTURE_KEYS, TrainingConfig
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
@@ -54,7 +56,9 @@ def train_adapter(
 
     A test split is never read. The same settings, data, versions and machine give the same bytes. Killed, it goes on
     from its last checkpoint; finished, it returns at once. ``progress(phase, done, total)`` is called often.
-    With ``replace`` a finished adapter of another run in ``out`` gives way. Raises InputError for what the user can mend.
+    With ``replace`` a finished adapter of another run in ``out`` gives way. With ``config.baseline`` a LoRA of equal size is
+    trained after it, in as much time again, and its losses stand beside the adapter's. Raises InputError for what the user can
+    mend.
     """
     data, out = Path(data), Path(out)
     source = find_files(data)
@@ -65,11 +69,48 @@ def train_adapter(
         folder.sweep()
         return TrainingResult(out=out, reused=True, record=record)
     folder.prepare(replace=replace)
-    run = _Run(config, source, folder, progress or (lambda *_: None), log or logging.getLogger("malora").info)
-    record = {"base_model": base, "config": settings, "fingerprint": folder.fingerprint, "format": FORMAT, **run()}
-    if run.trainer.is_world_process_zero():
-        folder.finish(folder.work / "adapter", record, {**run.timings, "total_s": sum(run.timings.values())})
+    progress, log = progress or (lambda *_: None), log or logging.getLogger("malora").info
+    kept = folder.work / "trained.json"  # what a run that was killed while its baseline trained has done already
+    if kept.is_file():
+        record, timings = read_json(kept)
+    else:
+        run = _Run(config, source, folder, progress, log)
+        record = {"base_model": base, "config": settings, "fingerprint": folder.fingerprint, "format": FORMAT, **run()}
+        timings = run.timings
+        if config.baseline and PartialState().is_main_process:
+            write_json(kept, [record, timings])
+    if config.baseline:
+        begin = time.monotonic()
+        record["baseline"] = _baseline(config, data, folder.work / "baseline", record["parameters"], progress, log)
+        timings["baseline_s"] = round(time.monotonic() - begin, 2)
+    if PartialState().is_main_process:
+        folder.finish(folder.work / "adapter", record, {**timings, "total_s": sum(timings.values())})
     return TrainingResult(out=out, reused=False, record=record)
+
+
+def _baseline(
+    config: TrainingConfig, data: Path, out: Path, parameters: dict[str, Any], progress: Progress, log: Log
+) -> dict[str, Any]:
+    """A plain LoRA of as many parameters, trained on the same rows in the same order with the same settings.
+
+    lora_alpha stays, so its scale falls with its rank, as LoRA's publication has it.
+    """
+    rank = max(1, round(parameters["lora_rank_of_equal_size"]))
+    plain = {field.name: field.default for field in fields(TrainingConfig) if field.name in MIXTURE_KEYS}
+    settings = {**plain, "variant": "lora", "r": rank, "baseline": False, "generation_tokens": 0}
+    record = train_adapter(
+        replace_fields(config, **settings),
+        data,
+        out,
+        progress=lambda phase, done, total: progress(f"baseline: {phase}", done, total),
+        log=lambda text: log(f"baseline: {text}"),
+    ).record
+    return {
+        "r": rank,
+        "trainable": record["parameters"]["trainable"],
+        "loss": record["loss"],
+        "validation": record["validation"]["after"],
+    }
 
 
 class _Run:

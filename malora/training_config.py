@@ -13,6 +13,7 @@ ADAPTER_KEYS = (
     "r", "lora_alpha", "use_rslora", "variant", "num_experts", "top_k", "expert_rank", "shared_rank",
     "shared_router", "freeze_shared", "router_aux_loss_coef",
 )  # fmt: skip
+MIXTURE_KEYS = ("num_experts", "top_k", "expert_rank", "shared_rank", "shared_router", "freeze_shared")  # a plain LoRA has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class TrainingConfig:
     eval_rows_per_stratum: int = 64  # validation rows per language x task that are measured
     save_steps: int = 200  # optimizer steps between checkpoints
     generation_tokens: int = 64  # length of the two examples in the report; 0: none
+    baseline: bool = False  # train a LoRA of equal size as well, for the report: as long again
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, list):  # as TOML gives it
@@ -69,6 +71,7 @@ class TrainingConfig:
         self._need("base_model", bool(self.base_model), 'a folder, a hub name, or "smollm2"')
         self._need("target_modules", bool(self.target_modules), '"all-linear" or names of layers')
         self._need("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
+        self._need("baseline", not (self.baseline and self.variant == "lora"), "false for variant 'lora', which is the baseline")
         try:
             self.adapter()
         except ValueError as error:

@@ -128,6 +128,7 @@ class Training:
     precision: Literal["auto", "float32", "bfloat16"] | None = None
     gradient_checkpointing: bool | None = None
     generation_tokens: Annotated[int, Field(ge=0)] | None = None
+    baseline: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """The keys that the recipe sets, as keyword arguments."""

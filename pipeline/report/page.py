@@ -104,4 +104,8 @@ def _training(record: dict[str, Any]) -> dict[str, Any]:
     share = record["routing"]["share"]
     modules = charts.most_divided(share, _HEAT_MODULES) if share and len(share[0]) > 1 else []
     heat = [{"module": record["routing"]["modules"][i], "share": share[i]} for i in modules]
-    return record | {"curve": curve, "heat": heat, "most": max((max(map(max, h["share"])) for h in heat), default=1.0)}
+    return (
+        {"baseline": None}
+        | record
+        | {"curve": curve, "heat": heat, "most": max((max(map(max, h["share"])) for h in heat), default=1.0)}
+    )

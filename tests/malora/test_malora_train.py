@@ -231,6 +231,35 @@ def test_the_loss_is_the_mean_over_answer_tokens_plus_the_auxiliary_loss(llama, 
 
 
 @pytest.mark.slow
+def test_a_lora_of_equal_size_is_trained_beside_it_and_a_kill_in_between_costs_neither(config, dataset, tmp_path):
+    beside = replace(config, baseline=True, shared_rank=3)
+    phases = []
+
+    def stop_in_the_baseline(phase: str, done: int, total: int) -> None:
+        phases.append(phase)
+        if phase == "baseline: train" and done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(beside, dataset, tmp_path / "out", progress=stop_in_the_baseline)
+    assert "train" in phases and not (tmp_path / "out" / "training.json").exists()
+    phases.clear()
+    record = train_adapter(beside, dataset, tmp_path / "out", progress=lambda phase, *_: phases.append(phase)).record
+    assert phases and all(phase.startswith("baseline: ") for phase in phases)
+    assert phases.count("baseline: train") == 6  # of twelve steps; it was checkpointed after the sixth
+    baseline = record["baseline"]
+    assert baseline["r"] == round(record["parameters"]["lora_rank_of_equal_size"]) > config.r
+    assert baseline["validation"].keys() == record["validation"]["after"].keys()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", ADAPTER, "training.json", "timings.json"}
+    by_itself = replace(config, variant="lora", num_experts=None, r=baseline["r"], generation_tokens=0)
+    alone = train_adapter(by_itself, dataset, tmp_path / "alone").record
+    assert (baseline["loss"], baseline["validation"]) == (alone["loss"], alone["validation"]["after"])
+    without = train_adapter(replace(beside, baseline=False), dataset, tmp_path / "without").record
+    assert "baseline" not in without and without["validation"] == record["validation"]
+    assert (tmp_path / "out" / ADAPTER).read_bytes() == (tmp_path / "without" / ADAPTER).read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["moe_lora", "hydra", "lora"])
 def test_a_baseline_goes_through_the_same_training_and_report(config, dataset, tmp_path, variant):
     experts = None if variant == "lora" else 4

@@ -135,6 +135,16 @@ def test_the_training_shows_losses_by_language_and_task_and_what_has_none_is_lef
     assert not re.search(r"\b(None|nan)\b", text.partition("The adapter")[2].partition("Rows to read")[0])
 
 
+def test_the_baseline_stands_beside_the_adapter_and_where_there_is_none_it_says_how(
+    dataset: DatasetFolder, training: dict[str, Any]
+) -> None:
+    baseline = {"r": 17, "trainable": 1200, "validation": training["validation"]["before"]}
+    text = " ".join(" ".join(Page(dataset_report(dataset, training | {"baseline": baseline})).text).split())
+    assert "fr_chat_specific 2 20 6.000 5.000 −1.000 6.000" in text
+    assert "rank 17, 1,200 trainable parameters" in text and "No baseline" not in text
+    assert "No baseline was trained beside it" in " ".join(Page(dataset_report(dataset, training)).text)
+
+
 def test_the_heat_map_shows_the_layers_where_languages_differ_most_first(dataset: DatasetFolder, training: dict[str, Any]) -> None:
     html = dataset_report(dataset, training)
     assert html.index("layers.1.q_proj") < html.index("layers.0.q_proj")
