@@ -1,41 +1,63 @@
-"""Near-duplicates: candidates by one-permutation MinHash, every candidate verified by exact Jaccard, no transitive closure.
+"""Near-duplicates: candidates by MinHash bands, every candidate verified by exact Jaccard, no transitive closure.
 
-Shingles are the sets of 5 consecutive code points of the lower-cased messages, roles left out; a row shorter than that is one
-shingle. A row leaves only when it is verified against a row that stays (a star around the kept row, not a chain), so
-templated rows with different content stay.
+A row leaves only when it is verified against a row that stays (a star around the kept row, not a chain), so templated rows with
+different content stay. Of two near-duplicates the one of the lower rank stays.
+
+A bucket (the rows that agree in a band) is compared leader by leader: the row of lowest rank with all others, those that are its
+near-duplicates are done, the next of the rest with the rest. So a bucket of copies costs one comparison a row. What was done
+with a leader that itself leaves is compared again among the rows that stay.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from pipeline.clean.shingles import I64, SHINGLE, SLOTS, U32, U64, Bands, band_keys, jaccard, shingle_sets
 from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
-from pipeline.stage import Stage, StageRun, row_count, rows_of
+from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 
-_SHINGLE = 5
-_SLOTS = 128
-_ROWS_PER_BAND = 4
-# 32 bands of 4: a pair of Jaccard s becomes a candidate with 1 − (1 − s⁴)³² — .9999999 at .8, .98 at .58, .04 at .19.
-_BANDS = _SLOTS // _ROWS_PER_BAND
-_EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
-_MULTIPLIERS = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], dtype=np.uint64
-)
+# A bucket of m rows of which few are near-duplicates (one template, a thousand fillings) gets 5,000 / m leaders, and at least
+# one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
+_COMPARISONS_OF_A_BUCKET = 5_000
+_NEIGHBOURS = 2
+_MOST_ROUNDS = 20
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
 
-Hashes = npt.NDArray[np.uint64]
+Texts = Callable[[], Iterable[pa.Array]]
+"""Gives the texts of all rows in arrays, in the same order every time it is called."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What leaves: `partner` (rows) is the row that a row loses to, -1 where it stays; `score` their Jaccard similarity."""
+
+    partner: I64
+    score: npt.NDArray[np.float64]
+    candidates: int
+    """Pairs that were verified."""
+    not_compared: int
+    """Pairs in the same bucket that were not, since it was too large."""
 
 
 def near_duplicate_stage(inputs: Stage, threshold: float) -> Stage:
     """Drop rows whose Jaccard similarity to an earlier row that stays is at least `threshold`, in (0, 1]."""
+    bands = Bands.at(threshold)
     return Stage(
         name="near-duplicates",
-        version=1,
+        version=2,
         run=functools.partial(_run, threshold=threshold),
-        config={"threshold": threshold, "shingle": _SHINGLE, "slots": _SLOTS, "rows_per_band": _ROWS_PER_BAND},
+        config={"threshold": threshold, "shingle": SHINGLE, "slots": SLOTS, "bands": [bands.count, bands.rows]},
         inputs=(inputs,),
         schema=SAMPLE_SCHEMA,
     )
@@ -44,76 +66,237 @@ def near_duplicate_stage(inputs: Stage, threshold: float) -> Stage:
 def _run(run: StageRun, *, threshold: float) -> None:
     folder = run.inputs[0]
     total = row_count(folder)
-    signatures = np.stack([signature(shingles(text)) for text in _texts(run)]) if total else np.empty((0, _SLOTS), np.uint64)
-    candidates = candidate_pairs(signatures)
-    involved = {row for pair in candidates for row in pair}
-    sets = {row: shingles(text) for row, text in enumerate(_texts(run)) if row in involved}
-    earlier: dict[int, list[int]] = {}
-    for a, b in candidates:
-        earlier.setdefault(b, []).append(a)
-    gone: set[int] = set()
+    report = functools.partial(run.progress, run.stage.name)
+    matches = near_duplicates(functools.partial(_messages_of, folder), np.arange(total), threshold, run.folder, report)
+    if matches.not_compared:
+        run.counters["pairs_not_compared"] = matches.not_compared
+    partners = set(matches.partner.tolist())
     ids: dict[int, str] = {}
     for number, row in enumerate(rows_of(folder)):
-        run.progress(run.stage.name, number + 1, total)
         sample = sample_from_row(row)
-        scores = [(jaccard(sets[a], sets[number]), -a) for a in earlier.get(number, ()) if a not in gone]
-        score, partner = max(scores, default=(0.0, 0))
-        if score >= threshold:
-            gone.add(number)
-            run.drop(drop(sample, "near_duplicate", partner_id=ids[-partner], detail=f"Jaccard {score:.3f}"))
+        if number in partners:
+            ids[number] = sample.id
+        if (partner := int(matches.partner[number])) >= 0:
+            score = matches.score[number]
+            run.drop(drop(sample, "near_duplicate", partner_id=ids[partner], detail=f"Jaccard {score:.3f}"))
         else:
-            if number in involved:
-                ids[number] = sample.id
             run.keep(sample)
 
 
-def _texts(run: StageRun) -> Iterator[str]:
-    for row in rows_of(run.inputs[0]):
-        yield "\n".join(message["content"] for message in row["messages"]).lower()
+def _messages_of(folder: Path) -> Iterator[pa.Array]:
+    for path in parts(folder):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(4_096, columns=["messages"]):
+                yield joined_messages(batch.column(0))
 
 
-def shingles(text: str) -> Hashes:
-    """Sorted distinct 64-bit hashes of the text's windows of 5 code points; at least one, however short the text."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    if len(points) < _SHINGLE:
-        points = np.pad(points, (0, _SHINGLE - len(points)))
-    windows = np.lib.stride_tricks.sliding_window_view(points, _SHINGLE)
-    return np.unique(_mix((windows + np.uint64(1)) @ _MULTIPLIERS))
+def joined_messages(messages: pa.Array) -> pa.Array:
+    """The turns of each row as one text, a line each; roles, and so the template of a chat, are left out."""
+    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content"), "")
+    turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(messages) + 1, dtype=np.int64)
+    np.cumsum(turns, out=offsets[1:])
+    by_row = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), contents)
+    return pc.binary_join(by_row, "\n")
 
 
-def signature(hashes: Hashes) -> Hashes:
-    """One-permutation MinHash, shape (128,): the slot is the hash's top 7 bits, its minimum the value; empty slots borrow."""
-    slots = np.full(_SLOTS, _EMPTY, dtype=np.uint64)
-    np.minimum.at(slots, (hashes >> np.uint64(57)).astype(np.intp), hashes & np.uint64((1 << 57) - 1))
-    filled = np.flatnonzero(slots != _EMPTY)
-    lender = filled[np.searchsorted(filled, np.arange(_SLOTS)) % len(filled)]
-    distance = (lender - np.arange(_SLOTS)) % _SLOTS
-    borrowed: Hashes = slots[lender] + distance.astype(np.uint64) * _MULTIPLIERS[0]
-    return borrowed
+def near_duplicates(
+    texts: Texts,
+    rank: I64,
+    threshold: float,
+    work: Path,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    bands: Bands | None = None,
+) -> Matches:
+    """What of these texts is to leave. `rank` (rows): of two near-duplicates the lower one stays; all are different.
+
+    Memory grows by some 100 bytes a row; the shingles of rows with candidates stand in a file in `work` meanwhile. The result
+    does not depend on the order of the rows or how they are cut into arrays. `progress` is given rows read, of two passes.
+    """
+    bands = bands or Bands.at(threshold)
+    total, read = len(rank), 0
+    keys = np.empty((bands.count, total), dtype=np.uint32)
+    for array in texts():
+        keys[:, read : read + len(array)] = band_keys(array, bands)
+        read += len(array)
+        progress(read, 2 * total)
+    assert read == total
+    by_rank = np.argsort(rank)
+    keys = keys[:, by_rank]
+    wanted = np.zeros(total, dtype=bool)
+    wanted[by_rank] = _in_buckets(keys)
+    with tempfile.TemporaryFile(dir=work) as file:
+        starts = np.zeros(total + 1, dtype=np.int64)
+        read = 0
+        for array in texts():
+            own = wanted[read : read + len(array)]
+            if own.any():
+                hashes, at = shingle_sets(array.filter(pa.array(own)))
+                starts[read + 1 : read + 1 + len(array)][own] = np.diff(at)
+                hashes.tofile(file)
+            read += len(array)
+            progress(total + read, 2 * total)
+        np.cumsum(starts, out=starts)
+        file.flush()
+        stored = np.memmap(file, dtype=np.uint64, mode="r") if starts[-1] else np.empty(0, dtype=np.uint64)
+
+        def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
+            return jaccard(stored, starts, by_rank[left], by_rank[right])
+
+        search = _Search(keys, threshold, verify)
+        partner, score = search.run()
+    found = Matches(np.full(total, -1), np.zeros(total), search.verified, search.not_compared)
+    left = np.flatnonzero(partner >= 0)
+    found.partner[by_rank[left]] = by_rank[partner[left]]
+    found.score[by_rank[left]] = score[left]
+    return found
 
 
-def candidate_pairs(signatures: Hashes) -> list[tuple[int, int]]:
-    """Pairs (earlier row, later row) that agree in a whole band, sorted; signatures have shape (rows, 128)."""
-    pairs: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
-        keys = _mix(signatures[:, band * _ROWS_PER_BAND : (band + 1) * _ROWS_PER_BAND] @ _MULTIPLIERS[:_ROWS_PER_BAND])
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + np.uint64(1))) if len(order) else order
-        for bucket in np.split(order, starts[1:]):
-            rows = sorted(int(row) for row in bucket)
-            pairs.update((a, b) for i, a in enumerate(rows) for b in rows[i + 1 :])
-    return sorted(pairs)
+def _in_buckets(keys: U32) -> npt.NDArray[np.bool_]:
+    """Which rows agree with another one in some band."""
+    found = np.zeros(keys.shape[1], dtype=bool)
+    for band in keys:
+        found[_positions(_buckets(band, None))] = True
+    return found
 
 
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """|a ∩ b| / |a ∪ b| of two sorted sets of hashes."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / (len(a) + len(b) - common)
+def _buckets(band: U32, rows: I64 | None) -> U64:
+    """`key << 32 | row`, sorted, of the rows (None: all) that share their key with another one."""
+    numbers = np.arange(len(band), dtype=np.uint64) if rows is None else rows.astype(np.uint64)
+    keyed = (band if rows is None else band[rows]).astype(np.uint64) << _32
+    keyed |= numbers
+    keyed.sort()
+    return _shared(keyed)
 
 
-def _mix(values: Hashes) -> Hashes:
-    """splitmix64's finaliser."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Hashes = values ^ (values >> np.uint64(31))
-    return mixed
+def _shared(keyed: U64) -> U64:
+    """Without the rows that are alone with their key."""
+    heads = keyed >> _32
+    same = heads[1:] == heads[:-1]
+    several = np.zeros(len(keyed), dtype=bool)
+    several[1:] = same
+    several[:-1] |= same
+    return keyed[several]
+
+
+def _positions(keyed: U64) -> I64:
+    return (keyed & _LOW).astype(np.int64)
+
+
+class _Search:
+    """Finds the pairs; rows are numbered by their rank here."""
+
+    def __init__(self, keys: U32, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]]) -> None:
+        self.keys = keys
+        self.threshold = threshold
+        self.verify = verify
+        self.pairs = np.empty(0, dtype=np.uint64)  # earlier << 32 | later, sorted: all that were verified
+        self.scores = np.empty(0, dtype=np.float64)
+        self.absorbed = np.empty(0, dtype=np.uint64)  # pairs (leader, row) after which the row was not compared further
+        self.not_compared = 0
+
+    @property
+    def verified(self) -> int:
+        return len(self.pairs)
+
+    def run(self) -> tuple[I64, npt.NDArray[np.float64]]:
+        """For each row the row that it loses to (-1: it stays), and their similarity."""
+        rows = None
+        for _ in range(_MOST_ROUNDS):
+            known = len(self.pairs)
+            self.not_compared = 0
+            self._compare(rows)
+            partner, score = self._star()
+            orphans = self._orphans(partner)
+            if len(self.pairs) == known or not orphans.any():
+                break
+            rows = self._beside(orphans, partner < 0)
+        return partner, score
+
+    def _compare(self, rows: I64 | None) -> None:
+        """Leader by leader through the buckets of all bands at once."""
+        left = [_buckets(band, rows) for band in self.keys]
+        level = 0
+        while any(len(keyed) for keyed in left):
+            level += 1
+            led = [_leaders(keyed) for keyed in left]
+            self._learn([pairs for _, pairs, _ in led])
+            close: list[U64] = []
+            for band, (keyed, (member, pairs, sizes)) in enumerate(zip(left, led, strict=True)):
+                similar = self._score(pairs) >= self.threshold
+                self.absorbed = np.concatenate([self.absorbed, pairs[similar]])
+                rest = keyed[member][~similar]
+                over = sizes[~similar] * level > _COMPARISONS_OF_A_BUCKET
+                close += self._neighbours(band, rest[over])
+                left[band] = _shared(rest[~over])
+            self.absorbed = np.unique(self.absorbed)
+            self._learn(close)
+
+    def _neighbours(self, band: int, keyed: U64) -> list[U64]:
+        """Of what is left of large buckets: each row with the next few in the order of its other bands."""
+        rows, heads = _positions(keyed), keyed >> _32
+        order = np.lexsort([*(np.roll(self.keys, -band - 1, axis=0)[:6, rows][::-1]), heads])
+        rows, heads = rows[order], heads[order]
+        pairs = []
+        for distance in range(1, _NEIGHBOURS + 1):
+            same = heads[distance:] == heads[:-distance]
+            a, b = rows[:-distance][same].astype(np.uint64), rows[distance:][same].astype(np.uint64)
+            pairs.append(np.minimum(a, b) << _32 | np.maximum(a, b))
+        sizes = np.unique(heads, return_counts=True)[1]
+        self.not_compared += int((sizes * (sizes - 1) // 2).sum()) - sum(len(part) for part in pairs)
+        return pairs
+
+    def _learn(self, pairs: list[U64]) -> None:
+        """Verifies those that were not verified before."""
+        asked = np.unique(np.concatenate(pairs)) if pairs else self.pairs[:0]
+        place = np.searchsorted(self.pairs, asked)
+        known = place < len(self.pairs)
+        known[known] = self.pairs[place[known]] == asked[known]
+        new, place = asked[~known], place[~known]
+        if len(new):
+            scores = self.verify((new >> _32).astype(np.int64), _positions(new))
+            self.pairs = np.insert(self.pairs, place, new)
+            self.scores = np.insert(self.scores, place, scores)
+
+    def _score(self, pairs: U64) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = self.scores[np.searchsorted(self.pairs, pairs)]
+        return found
+
+    def _star(self) -> tuple[I64, npt.NDArray[np.float64]]:
+        """Row by row in the order of rank: one leaves if one that stays is similar, the most similar of these being its partner."""
+        good = self.scores >= self.threshold
+        earlier, later, scores = self.pairs[good] >> _32, _positions(self.pairs[good]), self.scores[good]
+        partner = np.full(self.keys.shape[1], -1)
+        score = np.zeros(self.keys.shape[1])
+        order = np.lexsort([earlier, -scores, later])
+        for a, b, similarity in zip(earlier[order].tolist(), later[order].tolist(), scores[order].tolist(), strict=True):
+            if partner[b] < 0 and partner[a] < 0:
+                partner[b], score[b] = a, similarity
+        return partner, score
+
+    def _orphans(self, partner: I64) -> npt.NDArray[np.bool_]:
+        """Rows that stay though the leader after which they were not compared further does not."""
+        leaders, members = (self.absorbed >> _32).astype(np.int64), _positions(self.absorbed)
+        orphans = np.zeros(len(partner), dtype=bool)
+        orphans[members[(partner[leaders] >= 0) & (partner[members] < 0)]] = True
+        return orphans
+
+    def _beside(self, orphans: npt.NDArray[np.bool_], alive: npt.NDArray[np.bool_]) -> I64:
+        """The rows that stay and share a bucket with an orphan."""
+        found = np.zeros(len(alive), dtype=bool)
+        rows = np.flatnonzero(alive)
+        for band in self.keys:
+            found[rows[np.isin(band[rows], band[orphans])]] = True
+        return np.flatnonzero(found)
+
+
+def _leaders(keyed: U64) -> tuple[npt.NDArray[np.bool_], U64, I64]:
+    """Of sorted buckets: which are not the first of theirs; each one's pair with that first; the size of its bucket."""
+    heads = keyed >> _32
+    first = np.ones(len(keyed), dtype=bool)
+    np.not_equal(heads[1:], heads[:-1], out=first[1:])
+    begins = np.flatnonzero(first)
+    sizes = np.diff(np.append(begins, len(keyed)))
+    leader = np.repeat(keyed[begins] & _LOW, sizes)
+    member = ~first
+    return member, leader[member] << _32 | keyed[member] & _LOW, np.repeat(sizes, sizes)[member]

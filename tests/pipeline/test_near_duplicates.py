@@ -1,17 +1,22 @@
 import random
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.near_duplicates import candidate_pairs, jaccard, near_duplicate_stage, shingles, signature
+from pipeline.clean.near_duplicates import joined_messages, near_duplicate_stage, near_duplicates
+from pipeline.clean.shingles import Bands, band_keys, jaccard, shingle_sets
 
-TEXT = st.text(st.sampled_from("abcdeé字жю "), max_size=30)
+TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
+SURE = Bands(count=32, rows=4)  # finds all but one in ten million pairs of .8
 
 
 def naive_shingles(text: str) -> set[str]:
     """The windows of 5 characters; a shorter text is one window."""
+    text = text.lower()
     return {text[i : i + 5] for i in range(len(text) - 4)} if len(text) >= 5 else {text}
 
 
@@ -42,34 +47,141 @@ def variants(seed: int, count: int) -> list[str]:
     return texts
 
 
-@given(TEXT, TEXT)
-def test_jaccard_is_that_of_the_sets(one, other):
-    assert jaccard(shingles(one), shingles(other)) == pytest.approx(naive_jaccard(one, other))
+def find(texts: list[str | None], tmp_path: Path, rank: list[int] | None = None, cut: int = 7, bands: Bands | None = SURE):
+    """Partners and scores, with the texts cut into arrays of ``cut``."""
+    arrays = [pa.array(texts[i : i + cut], pa.string()) for i in range(0, len(texts), cut)]
+    return near_duplicates(lambda: iter(arrays), np.array(rank or range(len(texts)), np.int64), 0.8, tmp_path, bands=bands)
 
 
-@given(TEXT)
-def test_a_text_has_as_many_shingles_as_different_windows(text):
-    assert len(shingles(text)) == len(naive_shingles(text)) >= 1
+@given(st.lists(TEXT, min_size=1, max_size=8))
+def test_jaccard_is_that_of_the_sets(texts):
+    hashes, starts = shingle_sets(pa.array(texts))
+
+    assert np.diff(starts).tolist() == [len(naive_shingles(text)) for text in texts]
+    every = [(a, b) for a in range(len(texts)) for b in range(len(texts))]
+    scores = jaccard(hashes, starts, *np.array(every, np.int64).T)
+    assert scores.tolist() == [naive_jaccard(texts[a], texts[b]) for a, b in every]
 
 
-@given(TEXT)
-def test_every_text_has_a_whole_signature_and_meets_its_equal(text):
-    signatures = np.stack([signature(shingles(text))] * 2)
+def test_jaccard_of_more_pairs_than_fit_the_cache_is_the_same():
+    texts = variants(5, 60)
+    hashes, starts = shingle_sets(pa.array(texts))
+    left, right = np.array(np.meshgrid(range(60), range(60)), np.int64).reshape(2, -1).repeat(20, axis=1)
 
-    assert signatures.shape == (2, 128)
-    assert candidate_pairs(signatures) == [(0, 1)]
+    assert len(left) > 1 << 16
+    assert jaccard(hashes, starts, left, right).tolist() == [
+        naive_jaccard(texts[a], texts[b]) for a, b in zip(left, right, strict=True)
+    ]
+
+
+@given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, max_size=8))
+def test_the_keys_of_a_text_depend_on_nothing_but_the_text(texts, others):
+    bands = Bands.at(0.8)
+    together = band_keys(pa.array(others + texts), bands)
+    alone = np.concatenate([band_keys(pa.array([text]), bands) for text in texts], axis=1)
+
+    assert np.array_equal(together[:, len(others) :], alone)
+
+
+def test_a_bands_chance_is_the_formulas():
+    assert Bands.at(0.8) == Bands(count=18, rows=7)
+    for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+        bands = Bands.at(threshold)
+        assert bands.count * bands.rows <= 128
+        assert 1 - (1 - min(1.0, threshold + 0.02) ** bands.rows) ** bands.count >= 0.99
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(0, 24), st.integers(1, 30))
+def test_the_rows_that_stay_are_those_of_a_comparison_of_all_pairs(tmp_path_factory, seed, count, cut):
+    texts = variants(seed, count)
+
+    partner = find(texts, tmp_path_factory.mktemp("work"), cut=cut).partner
+
+    assert np.flatnonzero(partner < 0).tolist() == naive_star(texts, 0.8)
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 10_000), st.integers(0, 24))
-def test_the_rows_that_stay_are_those_of_a_comparison_of_all_pairs(sample, run_over, seed, count):
+@given(st.integers(0, 10_000), st.integers(2, 24))
+def test_the_order_of_the_rows_does_not_matter(tmp_path_factory, seed, count):
     texts = variants(seed, count)
-    rows = [sample(text, title=f"{number}") for number, text in enumerate(texts)]
+    order = random.Random(seed).sample(range(count), count)
+    work = tmp_path_factory.mktemp("work")
 
-    outcome = run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), rows)
+    straight = find(texts, work)
+    mixed = find([texts[i] for i in order], work, rank=order)
 
-    assert [int(row.source.title) for row in outcome.kept] == naive_star(texts, 0.8)
-    assert outcome.report.rows_in == count
+    assert straight.partner.tolist() == [
+        -1 if (partner := int(mixed.partner[order.index(i)])) < 0 else order[partner] for i in range(count)
+    ]
+
+
+def test_what_was_done_with_a_leader_that_leaves_is_compared_with_those_that_stay(tmp_path):
+    """Rows 1 to 3 are near-duplicates of one another, and row 1 of row 0 alone: 3 has to leave for 2, though 1 came first."""
+    draw = random.Random(2)
+    middle = "".join(draw.choices("abcdefghijklmnop", k=300))
+    texts = ["Z" * 34 + middle[34:], middle, middle[:270] + "Y" * 30, middle[:268] + "Y" * 32]
+    assert naive_star(texts, 0.8) == [0, 2]
+
+    assert find(texts, tmp_path).partner.tolist() == [-1, 0, -1, 2]
+
+
+def test_bucket_after_bucket_of_one_template_is_bounded_and_says_what_it_left_out(tmp_path):
+    draw = random.Random(3)
+    template = "".join(draw.choices("abcdefghijklmnop ", k=400))
+    texts = [f"{template} {draw.random()} {draw.random()} {draw.random()} {draw.random()} {draw.random()}" for _ in range(3000)]
+    copies = [text[:-2] for text in texts[:100]]
+
+    found = find(texts + copies, tmp_path, cut=500, bands=None)
+
+    assert (found.partner[:3000] < 0).all()
+    assert (found.partner[3000:] >= 0).mean() >= 0.95
+    assert found.candidates < 250_000 < found.not_compared
+
+
+def test_a_hundred_thousand_copies_cost_one_comparison_each(tmp_path):
+    text = "The river rises in the hills and crosses the old town before it meets the sea."
+    texts = [f"{text}{' ' * (number % 2)}" for number in range(100_000)]
+
+    found = find(texts, tmp_path, cut=10_000, bands=None)
+
+    assert (found.partner >= 0).sum() == 99_999
+    assert found.candidates <= 2 * 100_000 and found.not_compared == 0
+
+
+def test_recall_is_what_the_bands_promise(tmp_path):
+    draw = random.Random(4)
+    originals = ["".join(draw.choices("abcdefghijklmnop 字жя", k=300)) for _ in range(1500)]
+    copies = ["".join("#" if draw.random() < 0.011 else letter for letter in text) for text in originals]
+    similar = np.array([naive_jaccard(a, b) for a, b in zip(originals, copies, strict=True)])
+
+    left = find(originals + copies, tmp_path, bands=None, cut=1000).partner[1500:] >= 0
+
+    assert not left[similar < 0.8].any()
+    assert (similar >= 0.82).sum() > 1000
+    assert left[similar >= 0.82].mean() >= 0.98
+
+
+def test_nulls_long_rows_and_bytes_that_are_no_text_are_rows_like_others(tmp_path):
+    long = "".join(random.Random(6).choices("abc ", k=3_000_000))
+    texts = pa.array([b"caf\xe9 au lait", b"caf\xe9 au lait", None, b"", long.encode(), (long + "!").encode()], pa.binary())
+
+    found = near_duplicates(lambda: [texts], np.arange(6), 0.8, tmp_path)
+
+    assert found.partner.tolist() == [-1, 0, -1, 2, -1, 4]
+
+
+def test_turns_are_joined_without_their_roles():
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    rows = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}],
+        [],
+        None,
+        [{"role": "user", "content": "b"}],
+    ]
+    messages = pa.array([[{"role": "user", "content": "left out"}], *rows], pa.list_(turn))[1:]
+
+    assert joined_messages(messages).to_pylist() == ["a\n", "", "", "b"]
 
 
 def test_a_row_leaves_only_for_one_that_stays_and_like_enough(sample, run_over):
