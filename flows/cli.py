@@ -271,6 +271,53 @@ def _max_tokens(adapter: Path) -> int:
 
 
 @main.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to compare: a column of texts, or messages.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Rows released earlier, as IN: what duplicates one of them leaves."
+)
+@click.option(
+    "--threshold", default=0.8, show_default=True, help="Least Jaccard similarity of near-duplicates, more than 0 and at most 1."
+)
+@click.option(
+    "--keep",
+    default="longest",
+    show_default=True,
+    type=click.Choice(["longest", "first"]),
+    help="Which of several duplicates stays: the longest, or the first by id.",
+)
+@_plain_errors
+def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str) -> None:
+    """Take the duplicates out of IN, a Parquet file or a folder of them.
+
+    OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
+    partner_id and score of the rest; both are sorted by id. Without a column `id` rows get one, of their content.
+
+    First what is equal but for Unicode form, case, white space and Chinese script leaves, then near-duplicates: rows that share
+    most windows of 5 characters with a row that stays, each compared in full. A chain of small changes does not pull its ends
+    together.
+    Rows may be of any length and script. The same rows give the same bytes, in whatever order and files they come.
+
+    \b
+    Examples:
+      glotloom dedup rows.parquet --out clean.parquet
+      glotloom dedup folder --column messages --against release-1.parquet --out new.parquet
+    """
+    from pipeline.clean.dedup import dedup as run_dedup
+
+    with ProgressBar() as progress:
+        done = run_dedup(rows, column, out, threshold=threshold, against=against, keep=keep, progress=progress)
+    click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows; {done.exact:,} exact and {done.near:,} near-duplicates left")
+    if done.not_compared:
+        click.echo(
+            f"glotloom: warning: of rows that are alike throughout (one template?) {done.not_compared:,} pairs were not compared; "
+            "what was compared is right",
+            err=True,
+        )
+
+
+@main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--adapter", type=click.Path(path_type=Path), help="Show the training of this adapter too.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the page goes.  [default: DATASET/report.html]")

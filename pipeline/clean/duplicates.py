@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import functools
-import re
 import unicodedata
+from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import opencc
 import pyarrow as pa
 
+from pipeline.clean.shingles import I64, U64, code_points, mixed
 from pipeline.sample import SAMPLE_SCHEMA, Sample, content_hash, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
 
 def exact_duplicate_stage(inputs: Stage) -> Stage:
     """Drop every row whose normalised conversation was seen before, whatever its length or script."""
-    return Stage(name="exact-duplicates", version=1, run=_run, config={}, inputs=(inputs,), schema=SAMPLE_SCHEMA)
+    return Stage(name="exact-duplicates", version=2, run=_run, config={}, inputs=(inputs,), schema=SAMPLE_SCHEMA)
 
 
 def _run(run: StageRun) -> None:
     folder = run.inputs[0]
     total = row_count(folder)
     rows = [(row["id"], normalised_hash(sample_from_row(row))) for row in rows_of(folder)]
-    keys = pa.table({"row": range(len(rows)), "id": [r[0] for r in rows], "key": [r[1] for r in rows]})
-    partners = _earlier(keys)
+    first = first_of_equal(np.array([key for _, key in rows], dtype="S20"), np.arange(total))
     for number, row in enumerate(rows_of(folder)):
         run.progress(run.stage.name, number + 1, total)
         sample = sample_from_row(row)
-        if number in partners:
-            run.drop(drop(sample, "exact_duplicate", partner_id=partners[number]))
+        if first[number] != number:
+            run.drop(drop(sample, "exact_duplicate", partner_id=rows[first[number]][0]))
         else:
             run.keep(sample)
 
 
-def _earlier(keys: pa.Table) -> dict[int, str]:
-    """Row number to the id of the first row with the same key, for every row that is not the first."""
+def first_of_equal(keys: npt.NDArray[Any], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each row the number of the row with the same key (bytes of one width) whose rank is lowest, which may be itself."""
+    width = keys.dtype.itemsize
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(keys), [None, pa.py_buffer(keys)])
     with duckdb.connect() as connection:
-        connection.register("keys", keys)
+        connection.register("keys", pa.table({"row": np.arange(len(keys)), "rank": rank, "key": column}))
         found = connection.execute(
-            "SELECT row, first FROM (SELECT row, arg_min(id, row) OVER same AS first, min(row) OVER same AS first_row "
-            "FROM keys WINDOW same AS (PARTITION BY key)) WHERE row > first_row ORDER BY row"
-        ).fetchall()
-    return dict(found)
+            "SELECT row, first FROM (SELECT row, arg_min(row, rank) OVER (PARTITION BY key) AS first FROM keys) WHERE row != first"
+        ).fetchnumpy()
+    first = np.arange(len(keys))
+    first[found["row"]] = found["first"]
+    return first
 
 
 def normalised_hash(sample: Sample) -> str:
@@ -52,11 +57,40 @@ def normalised_hash(sample: Sample) -> str:
 
 
 def normalise(text: str, language: str) -> str:
-    """NFKC, case folded, every stretch of white space one space, Chinese in simplified characters."""
-    text = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    return _to_simplified().convert(text) if language == "zh" else text
+    """NFKC, case folded, every stretch of white space one space, Chinese in simplified characters, each by itself."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    text = " ".join(text.casefold().split())
+    return text.translate(simplified()) if language == "zh" else text
 
 
 @functools.cache
-def _to_simplified() -> opencc.OpenCC:
-    return opencc.OpenCC("t2s")
+def simplified() -> dict[int, str]:
+    """Traditional characters to simplified ones, without OpenCC's phrases: it matters only that two scripts come out alike."""
+    han = [chr(point) for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF)) for point in range(first, last + 1)]
+    converted = opencc.OpenCC("t2s").convert("\n".join(han)).split("\n")
+    return {ord(old): new for old, new in zip(han, converted, strict=True) if old != new}
+
+
+def letter_sums(texts: pa.Array) -> tuple[U64, I64]:
+    """A number for each text that is the same for all that `normalise` makes the same, and seldom for others; and its characters.
+
+    Every character adds a random number, that of its decomposed, folded, simplified form; white space adds nothing.
+    """
+    points, starts = code_points(texts)
+    values = np.concatenate([_letter_values()[points], np.zeros(1, dtype=np.uint64)])
+    sums = np.add.reduceat(values, starts[:-1]) if len(texts) else np.empty(0, dtype=np.uint64)
+    sums[np.diff(starts) == 0] = 0
+    return sums, np.diff(starts)
+
+
+@functools.cache
+def _letter_values() -> U64:
+    values = mixed(np.arange(0x110000, dtype=np.uint64))
+    plain = values.copy()
+    for point in (*range(0xD800), *range(0xE000, 0x30000)):  # what lies behind is its own normal form
+        letter = chr(point)
+        form = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", letter).casefold().translate(simplified()))
+        if form != letter or letter.isspace():
+            values[point] = sum((int(plain[ord(part)]) for part in form if not part.isspace()), 0) % 2**64
+    return values

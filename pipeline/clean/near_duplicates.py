@@ -13,8 +13,10 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
 _COMPARISONS_OF_A_BUCKET = 5_000
 _NEIGHBOURS = 2
+_IN_MEMORY = 1 << 28  # bytes of shingles; more go to a file
 _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -107,10 +110,12 @@ def near_duplicates(
     work: Path,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
     bands: Bands | None = None,
+    protected: int = 0,
 ) -> Matches:
-    """What of these texts is to leave. `rank` (rows): of two near-duplicates the lower one stays; all are different.
+    """What of these texts is to leave. `rank` (rows): of two near-duplicates the lower one stays; all are different. The rows whose
+    rank is among the `protected` lowest stay in any case, and others leave for each of them.
 
-    Memory grows by some 100 bytes a row; the shingles of rows with candidates stand in a file in `work` meanwhile. The result
+    Memory grows by some 100 bytes a row; the shingles of rows with candidates, if many, stand in a file in `work`. The result
     does not depend on the order of the rows or how they are cut into arrays. `progress` is given rows read, of two passes.
     """
     bands = bands or Bands.at(threshold)
@@ -125,7 +130,7 @@ def near_duplicates(
     keys = keys[:, by_rank]
     wanted = np.zeros(total, dtype=bool)
     wanted[by_rank] = _in_buckets(keys)
-    with tempfile.TemporaryFile(dir=work) as file:
+    with closing(_Store(work)) as store:
         starts = np.zeros(total + 1, dtype=np.int64)
         read = 0
         for array in texts():
@@ -133,23 +138,52 @@ def near_duplicates(
             if own.any():
                 hashes, at = shingle_sets(array.filter(pa.array(own)))
                 starts[read + 1 : read + 1 + len(array)][own] = np.diff(at)
-                hashes.tofile(file)
+                store.add(hashes)
             read += len(array)
             progress(total + read, 2 * total)
         np.cumsum(starts, out=starts)
-        file.flush()
-        stored = np.memmap(file, dtype=np.uint64, mode="r") if starts[-1] else np.empty(0, dtype=np.uint64)
+        stored = store.values()
 
         def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
             return jaccard(stored, starts, by_rank[left], by_rank[right])
 
-        search = _Search(keys, threshold, verify)
+        search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()
     found = Matches(np.full(total, -1), np.zeros(total), search.verified, search.not_compared)
     left = np.flatnonzero(partner >= 0)
     found.partner[by_rank[left]] = by_rank[partner[left]]
     found.score[by_rank[left]] = score[left]
     return found
+
+
+class _Store:
+    """Numbers that are added piece by piece: in memory, or once they are many in a file in `work`."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._parts: list[U64] = []
+        self._bytes = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, values: U64) -> None:
+        self._parts.append(values)
+        self._bytes += values.nbytes
+        if self._file is None and self._bytes > _IN_MEMORY:
+            self._file = tempfile.TemporaryFile(dir=self._work)  # noqa: SIM115  # closed by `close`
+        if self._file is not None:
+            for part in self._parts:
+                part.tofile(self._file)
+            self._parts.clear()
+
+    def values(self) -> U64:
+        if self._file is None:
+            return np.concatenate([np.empty(0, dtype=np.uint64), *self._parts])
+        self._file.flush()
+        return np.memmap(self._file, dtype=np.uint64, mode="r")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _in_buckets(keys: U32) -> npt.NDArray[np.bool_]:
@@ -186,10 +220,11 @@ def _positions(keyed: U64) -> I64:
 class _Search:
     """Finds the pairs; rows are numbered by their rank here."""
 
-    def __init__(self, keys: U32, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]]) -> None:
+    def __init__(self, keys: U32, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]], protected: int) -> None:
         self.keys = keys
         self.threshold = threshold
         self.verify = verify
+        self.protected = protected
         self.pairs = np.empty(0, dtype=np.uint64)  # earlier << 32 | later, sorted: all that were verified
         self.scores = np.empty(0, dtype=np.float64)
         self.absorbed = np.empty(0, dtype=np.uint64)  # pairs (leader, row) after which the row was not compared further
@@ -223,7 +258,7 @@ class _Search:
             self._learn([pairs for _, pairs, _ in led])
             close: list[U64] = []
             for band, (keyed, (member, pairs, sizes)) in enumerate(zip(left, led, strict=True)):
-                similar = self._score(pairs) >= self.threshold
+                similar = (self._score(pairs) >= self.threshold) & (_positions(pairs) >= self.protected)
                 self.absorbed = np.concatenate([self.absorbed, pairs[similar]])
                 rest = keyed[member][~similar]
                 over = sizes[~similar] * level > _COMPARISONS_OF_A_BUCKET
@@ -234,6 +269,8 @@ class _Search:
 
     def _neighbours(self, band: int, keyed: U64) -> list[U64]:
         """Of what is left of large buckets: each row with the next few in the order of its other bands."""
+        if not len(keyed):
+            return []
         rows, heads = _positions(keyed), keyed >> _32
         order = np.lexsort([*(np.roll(self.keys, -band - 1, axis=0)[:6, rows][::-1]), heads])
         rows, heads = rows[order], heads[order]
@@ -264,7 +301,7 @@ class _Search:
 
     def _star(self) -> tuple[I64, npt.NDArray[np.float64]]:
         """Row by row in the order of rank: one leaves if one that stays is similar, the most similar of these being its partner."""
-        good = self.scores >= self.threshold
+        good = (self.scores >= self.threshold) & (_positions(self.pairs) >= self.protected)
         earlier, later, scores = self.pairs[good] >> _32, _positions(self.pairs[good]), self.scores[good]
         partner = np.full(self.keys.shape[1], -1)
         score = np.zeros(self.keys.shape[1])

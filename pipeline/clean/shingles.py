@@ -102,7 +102,7 @@ def _gathered(hashes: U64, starts: I64, rows: I64) -> U64:
 def _pieces(texts: pa.Array) -> Iterator[tuple[int, U32, I64]]:
     """(number of the first text, code points of some texts, where each of them begins and the last one ends); no text is shorter
     than a shingle."""
-    points, starts = _code_points(texts)
+    points, starts = code_points(texts)
     first = 0
     while first < len(texts):
         last = int(np.searchsorted(starts, starts[first] + _POINTS_AT_ONCE, side="right")) - 1
@@ -111,7 +111,7 @@ def _pieces(texts: pa.Array) -> Iterator[tuple[int, U32, I64]]:
         first = last
 
 
-def _code_points(texts: pa.Array) -> tuple[U32, I64]:
+def code_points(texts: pa.Array) -> tuple[U32, I64]:
     """Of the lower-cased texts; nulls are empty, and bytes that are no UTF-8 stand as U+FFFD."""
     if pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type) or not _is_valid(texts):
         raw = texts.cast(pa.large_binary()).to_pylist()
@@ -150,11 +150,7 @@ def _windows(points: U32, starts: I64) -> tuple[U64, I64]:
     two = wide[:-1] | (wide[1:] << np.uint64(21))
     three = two[:-1] | (wide[2:] << np.uint64(42))
     hashes = three[:-2] * _K[0] + two[3:] * _K[1]
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= _K[2]
-    hashes ^= hashes >> np.uint64(29)
-    hashes *= _K[3]
-    hashes ^= hashes >> np.uint64(32)
+    hashes = mixed(hashes)
     owners = np.repeat(np.arange(len(starts) - 1, dtype=np.int64), np.diff(starts) - (SHINGLE - 1))
     if len(starts) > 2:  # windows that cross from one text into the next
         inside = np.ones(len(hashes), dtype=bool)
@@ -162,6 +158,16 @@ def _windows(points: U32, starts: I64) -> tuple[U64, I64]:
         inside[(ends[:, None] - np.arange(1, SHINGLE)).ravel()] = False
         hashes = hashes[inside]
     return hashes, owners
+
+
+def mixed(values: U64) -> U64:
+    """Every bit of the result depends on all bits of the value."""
+    values = values ^ (values >> np.uint64(32))
+    values *= _K[2]
+    values ^= values >> np.uint64(29)
+    values *= _K[3]
+    values ^= values >> np.uint64(32)
+    return values
 
 
 def _densify(slots: U32) -> U32:

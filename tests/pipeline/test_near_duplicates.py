@@ -162,6 +162,17 @@ def test_recall_is_what_the_bands_promise(tmp_path):
     assert left[similar >= 0.82].mean() >= 0.98
 
 
+def test_shingles_that_do_not_fit_in_memory_stand_in_a_file(tmp_path, monkeypatch):
+    texts = variants(7, 60)
+    expected = find(texts, tmp_path)
+    monkeypatch.setattr("pipeline.clean.near_duplicates._IN_MEMORY", 2_000)
+
+    found = find(texts, tmp_path)
+
+    assert found.partner.tolist() == expected.partner.tolist() and found.score.tolist() == expected.score.tolist()
+    assert not list(tmp_path.iterdir())
+
+
 def test_nulls_long_rows_and_bytes_that_are_no_text_are_rows_like_others(tmp_path):
     long = "".join(random.Random(6).choices("abc ", k=3_000_000))
     texts = pa.array([b"caf\xe9 au lait", b"caf\xe9 au lait", None, b"", long.encode(), (long + "!").encode()], pa.binary())

@@ -1,0 +1,171 @@
+"""`glotloom dedup`: exact and near-duplicates in any Parquet file or folder, also against an earlier release."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
+from pipeline.clean.near_duplicates import Texts, near_duplicates
+from pipeline.clean.shingles import I64, U64
+from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, with_ids, working_folder, write_parted
+from pipeline.errors import InputError
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
+_KANA = re.compile(r"[\u3040-\u30ff]")
+KEEP = ("longest", "first")
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupReport:
+    """`rows_in == kept + exact + near`."""
+
+    rows_in: int
+    kept: int
+    exact: int
+    near: int
+    candidates: int
+    """Pairs whose similarity was computed."""
+    not_compared: int
+    """Pairs that were not, of buckets too large (thousands of rows from one template)."""
+
+
+def dedup(
+    path: Path,
+    column: str,
+    out: Path,
+    *,
+    threshold: float = 0.8,
+    against: Path | None = None,
+    keep: str = "longest",
+    progress: Progress = lambda phase, done, total: None,
+) -> DedupReport:
+    """Write to `out` the rows at `path` that duplicate no other that stays, and the rest to `out.dropped.parquet`.
+
+    Reasons: `exact_duplicate` (the same after NFKC, case, white space and Chinese script) and `near_duplicate` (the Jaccard
+    similarity of the lower-cased shingles of 5 characters is at least `threshold`; it is the score). `partner_id` is the row that
+    it lost to; that of an exact duplicate may have left as a near-duplicate itself. `keep` says which of several stays: the
+    longest (in characters, then the one whose id sorts first) or the first by id. Rows of `against` always win, and are not
+    written.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"threshold = {threshold}: expected more than 0 and at most 1")
+    if keep not in KEEP:
+        raise InputError(f"keep = {keep!r}: expected one of {', '.join(KEEP)}")
+    table = open_table(path, column)
+    released = open_table(against, column) if against else None
+    check_out(out, table, *([released] if released else []))
+    with working_folder(out) as work, with_ids(table, work) as table:
+        ids = table.ids()
+        names = pa.chunked_array([*_names(released), *ids.chunks], pa.large_string()).combine_chunks()
+        known = len(names) - len(ids)
+
+        def texts() -> Iterator[pa.Array]:
+            if released:
+                yield from released.texts()
+            yield from table.texts()
+
+        sums, lengths = _sums(texts, len(names), lambda done: progress("exact duplicates", done, len(names)))
+        rank = _rank(names, lengths, known, keep)
+        first = _first(texts, sums, rank)
+        exact = np.flatnonzero(first != np.arange(len(names)))
+        exact = exact[exact >= known]
+        distinct = np.ones(len(names), dtype=bool)
+        distinct[exact] = False
+        rows = np.flatnonzero(distinct)
+        matches = near_duplicates(
+            lambda: _chosen(texts(), distinct),
+            rank[rows],
+            threshold,
+            work,
+            lambda done, total: progress("near-duplicates", done, total),
+            protected=known,
+        )
+        near = rows[matches.partner >= 0]
+        partners = rows[matches.partner[matches.partner >= 0]]
+        dropped = pa.table(
+            {
+                "id": names.take(np.concatenate([exact, near])),
+                "reason": ["exact_duplicate"] * len(exact) + ["near_duplicate"] * len(near),
+                "partner_id": names.take(np.concatenate([first[exact], partners])),
+                "score": np.concatenate([np.ones(len(exact)), matches.score[matches.partner >= 0]]),
+            }
+        ).cast(DROPPED_SCHEMA)
+        progress("writing", 0, 1)
+        write_parted(table, dropped, out, work)
+        progress("writing", 1, 1)
+    return DedupReport(
+        rows_in=len(ids),
+        kept=len(ids) - dropped.num_rows,
+        exact=len(exact),
+        near=len(near),
+        candidates=matches.candidates,
+        not_compared=matches.not_compared,
+    )
+
+
+def _names(released: TextTable | None) -> list[pa.Array]:
+    """What rows of an earlier release are called: their ids where they have one, else their numbers."""
+    if released is None:
+        return []
+    if "id" in released.schema.names:
+        return list(released.ids().chunks)
+    return [pa.array([f"{released.path.name}:{number}" for number in range(released.rows)], pa.large_string())]
+
+
+def _sums(texts: Texts, total: int, read: Callable[[int], None]) -> tuple[U64, I64]:
+    """Of each row what `letter_sums` gives, and its length in characters."""
+    sums, lengths = np.empty(total, dtype=np.uint64), np.empty(total, dtype=np.int64)
+    done = 0
+    for array in texts():
+        end = done + len(array)
+        sums[done:end], lengths[done:end] = letter_sums(array)
+        done = end
+        read(done)
+    return sums, lengths
+
+
+def _first(texts: Texts, sums: U64, rank: I64) -> I64:
+    """For each row the one of lowest rank that is equal to it; only rows of equal sums need be normalised to know."""
+    order = np.sort(sums)
+    rows = np.flatnonzero(np.isin(sums, order[1:][order[1:] == order[:-1]]))
+    keys = np.empty(len(rows), dtype="V16")
+    wanted = np.zeros(len(sums), dtype=bool)
+    wanted[rows] = True
+    values = (value for array in _chosen(texts(), wanted) for value in array.to_pylist())
+    for number, value in enumerate(values):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+        chinese = "zh" if _HAN.search(text) and not _KANA.search(text) else ""
+        keys[number] = hashlib.blake2b(normalise(text, chinese).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    first = np.arange(len(sums))
+    first[rows] = rows[first_of_equal(keys, rank[rows])]
+    return first
+
+
+def _rank(names: pa.Array, lengths: I64, known: int, keep: str) -> I64:
+    """The row's place in the order in which rows win: those of an earlier release, then by the policy, then by id."""
+    columns = {"new": np.arange(len(names)) >= known, "id": names}
+    order = [("new", "ascending"), ("id", "ascending")]
+    if keep == "longest":
+        columns["length"] = -lengths
+        order.insert(1, ("length", "ascending"))
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[pc.sort_indices(pa.table(columns), sort_keys=order).to_numpy()] = np.arange(len(names))
+    return rank
+
+
+def _chosen(arrays: Iterable[pa.Array], wanted: npt.NDArray[np.bool_]) -> Iterator[pa.Array]:
+    read = 0
+    for array in arrays:
+        yield array.filter(pa.array(wanted[read : read + len(array)]))
+        read += len(array)

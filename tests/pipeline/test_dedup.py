@@ -1,0 +1,212 @@
+"""Duplicates in Parquet files of anybody's: every row is in one of two files, and how the rows came does not matter."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.clean import dedup as module
+from pipeline.clean.dedup import dedup
+from pipeline.clean.tables import dropped_path
+from pipeline.errors import InputError, WorkError
+
+
+def write(path: Path, texts: list, **columns) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts, **columns}), path)
+    return path
+
+
+def read(out: Path) -> tuple[list[dict], list[dict]]:
+    return pq.read_table(out).to_pylist(), pq.read_table(dropped_path(out)).to_pylist()
+
+
+def long_text(seed: int, length: int = 300) -> str:
+    return "".join(random.Random(seed).choices("abcdefghijklmnop 字жя", k=length))
+
+
+def test_every_row_is_in_one_of_the_two_files_with_its_reason_and_partner(tmp_path):
+    long = long_text(1)
+    texts = [long, long + "!", "Straße  Ⅷ", "STRASSE VIII", "頭髮", "头发", "", " ", "other"]
+    rows = write(tmp_path / "in.parquet", texts, id=[f"r{n}" for n in range(9)], more=list(range(9)))
+
+    report = dedup(rows, "text", tmp_path / "out.parquet")
+
+    kept, dropped = read(tmp_path / "out.parquet")
+    assert [row["id"] for row in kept] == ["r1", "r3", "r4", "r7", "r8"]
+    assert all(texts[row["more"]] == row["text"] for row in kept)
+    assert [(row["id"], row["reason"], row["partner_id"]) for row in dropped] == [
+        ("r0", "near_duplicate", "r1"),
+        ("r2", "exact_duplicate", "r3"),
+        ("r5", "exact_duplicate", "r4"),
+        ("r6", "exact_duplicate", "r7"),
+    ]
+    assert dropped[0]["score"] == pytest.approx(296 / 297) and dropped[1]["score"] == 1
+    assert (report.rows_in, report.kept, report.exact, report.near) == (9, 5, 3, 1)
+
+
+def test_which_of_several_stays_is_a_policy(tmp_path):
+    long = long_text(1)
+    rows = write(tmp_path / "in.parquet", [long, long + "!", "Same", "same"], id=["b", "c", "y", "x"])
+
+    dedup(rows, "text", tmp_path / "first.parquet", keep="first")
+
+    assert [row["id"] for row in read(tmp_path / "first.parquet")[0]] == ["b", "x"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4), st.booleans())
+def test_order_and_files_of_the_rows_do_not_matter(tmp_path_factory, seed, files, with_ids):
+    draw = random.Random(seed)
+    folder = tmp_path_factory.mktemp("rows")
+    texts = [draw.choice(["a", "A ", "字", "", long_text(draw.randrange(3)) + "xyz"[: draw.randrange(3)]]) for _ in range(20)]
+    rows = [{"text": text, "n": draw.randrange(3), **({"id": f"{i:02d}"} if with_ids else {})} for i, text in enumerate(texts)]
+    straight, mixed = folder / "straight", folder / "mixed"
+    for target, order in ((straight, rows), (mixed, draw.sample(rows, len(rows)))):
+        target.mkdir()
+        size = 20 if target is straight else -(-20 // files)
+        for start in range(0, 20, size):
+            pq.write_table(pa.Table.from_pylist(order[start : start + size]), target / f"{start}.parquet")
+
+    for target in (straight, mixed):
+        dedup(target, "text", folder / f"{target.name}.parquet")
+
+    for one, other in (
+        (folder / "straight.parquet", folder / "mixed.parquet"),
+        (folder / "straight.dropped.parquet", folder / "mixed.dropped.parquet"),
+    ):
+        assert one.read_bytes() == other.read_bytes()
+    kept, dropped = read(folder / "straight.parquet")
+    assert len(kept) + len(dropped) == 20
+    assert len({row["id"] for row in kept} | {row["id"] for row in dropped}) == 20
+
+
+def test_an_earlier_release_wins_whatever_it_holds_itself(tmp_path):
+    long = long_text(1)
+    released = write(tmp_path / "old.parquet", [long, long + "!", "short"], id=["old0", "old1", "old2"])
+    rows = write(tmp_path / "in.parquet", [long + "!?" + "z" * 9, "SHORT", "new", "New"], id=["a", "b", "c", "d"])
+
+    dedup(rows, "text", tmp_path / "out.parquet", against=released)
+
+    kept, dropped = read(tmp_path / "out.parquet")
+    assert [row["id"] for row in kept] == ["c"]
+    assert [(row["id"], row["partner_id"]) for row in dropped] == [("a", "old1"), ("b", "old2"), ("d", "c")]
+
+
+def test_a_release_without_ids_is_named_by_file_and_row(tmp_path):
+    released = write(tmp_path / "old.parquet", ["x", "short"])
+    rows = write(tmp_path / "in.parquet", ["SHORT"], id=["b"])
+
+    dedup(rows, "text", tmp_path / "out.parquet", against=released)
+
+    assert [row["partner_id"] for row in read(tmp_path / "out.parquet")[1]] == ["old.parquet:1"]
+
+
+def test_messages_and_bytes_are_texts_too_and_columns_keep_their_types(tmp_path):
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    messages = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
+        [{"role": "user", "content": "hi\nho"}],
+    ]
+    schema = pa.schema([("messages", pa.list_(turn)), ("raw", pa.binary()), ("tag", pa.dictionary(pa.int8(), pa.string()))])
+    table = pa.table(
+        [pa.array(messages, schema[0].type), [b"\xff\xfe", b"ok"], pa.array(["a", "b"]).dictionary_encode().cast(schema[2].type)],
+        schema=schema,
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+
+    assert dedup(tmp_path / "in.parquet", "messages", tmp_path / "chat.parquet").exact == 1
+    assert dedup(tmp_path / "in.parquet", "raw", tmp_path / "raw.parquet").kept == 2
+    assert {row["raw"] for row in read(tmp_path / "raw.parquet")[0]} == {b"\xff\xfe", b"ok"}
+    assert pq.read_schema(tmp_path / "raw.parquet").field("messages").type == schema[0].type
+
+
+def test_odd_rows_stay_as_they_are(tmp_path):
+    right_to_left = "\u202e\u0645\u0631\u062d\u0628\u0627\u202c"
+    family = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
+    odd = ["\x00\x01\x07", right_to_left, family, "1234567890" * 40, "שלום", "\ufffd", "\n", "字", None, "a" * 10_000_000]
+    rows = write(tmp_path / "in.parquet", odd)
+
+    assert dedup(rows, "text", tmp_path / "out.parquet").kept == len(odd) - 1  # null and a line end are both empty texts
+    assert {row["text"] for row in read(tmp_path / "out.parquet")[0]} >= set(odd) - {None, "\n"}
+
+
+def test_no_row_and_no_duplicate_are_no_problem(tmp_path):
+    rows = write(tmp_path / "in.parquet", pa.array([], pa.string()))
+
+    assert dedup(rows, "text", tmp_path / "out.parquet").rows_in == 0
+    assert read(tmp_path / "out.parquet") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "nothing.parquet"}, "nothing.parquet: does not exist"),
+        ({"path": "empty"}, "empty: holds no .parquet file"),
+        ({"path": "text.parquet"}, "text.parquet: not a readable Parquet file"),
+        ({"column": "txt"}, "in.parquet: no column 'txt'; it has text, id, n"),
+        ({"column": "n"}, "column 'n' is int64; expected a text, or messages"),
+        ({"out": "in.parquet"}, "would write over the input"),
+        ({"out": "out.csv"}, "expected a name that ends in .parquet"),
+        ({"threshold": 0.0}, "threshold = 0.0: expected more than 0 and at most 1"),
+        ({"path": "twice.parquet"}, "id 'a' stands in more than one row"),
+        ({"path": "null.parquet"}, "1 rows have no id"),
+        ({"path": "unlike"}, "other columns than"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_file(tmp_path, change, message):
+    write(tmp_path / "in.parquet", ["a", "b"], id=["a", "b"], n=[1, 2])
+    write(tmp_path / "twice.parquet", ["a", "b"], id=["a", "a"])
+    write(tmp_path / "null.parquet", ["a", "b"], id=["a", None])
+    write(tmp_path / "unlike" / "1.parquet", ["a"])
+    write(tmp_path / "unlike" / "2.parquet", ["a"], n=[1])
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "empty").mkdir()
+    given_ = {"path": "in.parquet", "column": "text", "out": "out.parquet", **change}
+
+    with pytest.raises(InputError, match=message):
+        dedup(tmp_path / given_["path"], given_["column"], tmp_path / given_["out"], threshold=change.get("threshold", 0.8))
+    assert not (tmp_path / "out.parquet").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, monkeypatch):
+    rows = write(tmp_path / "in.parquet", ["a", "b"])
+    (tmp_path / "out.parquet").write_bytes(b"of yesterday")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr(module, "write_parted", full)
+    with pytest.raises(WorkError, match=r"No space left on device \([\d,]+ MiB are free\)"):
+        dedup(rows, "text", tmp_path / "out.parquet")
+    assert (tmp_path / "out.parquet").read_bytes() == b"of yesterday"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_there_is_no_half_written_file(tmp_path):
+    texts = [long_text(number % 3000, 200) for number in range(6000)]
+    rows = write(tmp_path / "in.parquet", texts, id=[f"{number:05d}" for number in range(6000)])
+    command = [sys.executable, "-m", "flows.cli", "dedup", str(rows), "--out", str(tmp_path / "out.parquet")]
+    subprocess.run(command, check=True, capture_output=True)
+    expected = (tmp_path / "out.parquet").read_bytes()
+    for delay in (0.6, 1.0, 1.4, 1.8):
+        (tmp_path / "out.parquet").unlink(missing_ok=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "out.parquet").exists() or (tmp_path / "out.parquet").read_bytes() == expected
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "out.parquet").read_bytes() == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"in.parquet", "out.parquet", "out.dropped.parquet"}
