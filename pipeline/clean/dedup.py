@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
 from pipeline.clean.near_duplicates import Texts, near_duplicates
-from pipeline.clean.shingles import I64, U64
+from pipeline.clean.shingles import I64, U32, U64, Bands, band_keys, code_points
 from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, with_ids, working_folder, write_parted
 from pipeline.errors import InputError
 
@@ -75,7 +75,8 @@ def dedup(
                 yield from released.texts()
             yield from table.texts()
 
-        sums, lengths = _sums(texts, len(names), lambda done: progress("exact duplicates", done, len(names)))
+        bands = Bands.at(threshold)
+        sums, lengths, keys = _read(texts, len(names), bands, lambda done: progress("reading", done, len(names)))
         rank = _rank(names, lengths, known, keep)
         first = _first(texts, sums, rank)
         exact = np.flatnonzero(first != np.arange(len(names)))
@@ -85,12 +86,14 @@ def dedup(
         rows = np.flatnonzero(distinct)
         matches = near_duplicates(
             lambda: _chosen(texts(), distinct),
+            keys[:, rows],
             rank[rows],
             threshold,
             work,
-            lambda done, total: progress("near-duplicates", done, total),
+            lambda done, total: progress("comparing", done, total),
             protected=known,
         )
+        del keys
         near = rows[matches.partner >= 0]
         partners = rows[matches.partner[matches.partner >= 0]]
         dropped = pa.table(
@@ -123,25 +126,28 @@ def _names(released: TextTable | None) -> list[pa.Array]:
     return [pa.array([f"{released.path.name}:{number}" for number in range(released.rows)], pa.large_string())]
 
 
-def _sums(texts: Texts, total: int, read: Callable[[int], None]) -> tuple[U64, I64]:
-    """Of each row what `letter_sums` gives, and its length in characters."""
+def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -> tuple[U64, I64, U32]:
+    """Of each row what `letter_sums` gives, its length in characters, and its band keys (bands, rows)."""
     sums, lengths = np.empty(total, dtype=np.uint64), np.empty(total, dtype=np.int64)
+    keys = np.empty((bands.count, total), dtype=np.uint32)
     done = 0
     for array in texts():
-        end = done + len(array)
-        sums[done:end], lengths[done:end] = letter_sums(array)
-        done = end
+        points = code_points(array)
+        place = slice(done, done + len(array))
+        sums[place], lengths[place], keys[:, place] = letter_sums(*points), np.diff(points[1]), band_keys(*points, bands)
+        done += len(array)
         read(done)
-    return sums, lengths
+    return sums, lengths, keys
 
 
 def _first(texts: Texts, sums: U64, rank: I64) -> I64:
     """For each row the one of lowest rank that is equal to it; only rows of equal sums need be normalised to know."""
-    order = np.sort(sums)
-    rows = np.flatnonzero(np.isin(sums, order[1:][order[1:] == order[:-1]]))
-    keys = np.empty(len(rows), dtype="V16")
+    order = np.argsort(sums, kind="stable")
+    equal = sums[order[1:]] == sums[order[:-1]]
     wanted = np.zeros(len(sums), dtype=bool)
-    wanted[rows] = True
+    wanted[order[1:][equal]] = wanted[order[:-1][equal]] = True
+    rows = np.flatnonzero(wanted)
+    keys = np.empty(len(rows), dtype="V16")
     values = (value for array in _chosen(texts(), wanted) for value in array.to_pylist())
     for number, value in enumerate(values):
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""

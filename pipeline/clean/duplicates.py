@@ -12,7 +12,7 @@ import numpy.typing as npt
 import opencc
 import pyarrow as pa
 
-from pipeline.clean.shingles import I64, U64, code_points, mixed
+from pipeline.clean.shingles import I64, U32, U64, mixed
 from pipeline.sample import SAMPLE_SCHEMA, Sample, content_hash, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
@@ -72,16 +72,15 @@ def simplified() -> dict[int, str]:
     return {ord(old): new for old, new in zip(han, converted, strict=True) if old != new}
 
 
-def letter_sums(texts: pa.Array) -> tuple[U64, I64]:
-    """A number for each text that is the same for all that `normalise` makes the same, and seldom for others; and its characters.
+def letter_sums(points: U32, starts: I64) -> U64:
+    """A number for each text, as `code_points` gives them: the same for all that `normalise` makes the same, and seldom for others.
 
     Every character adds a random number, that of its decomposed, folded, simplified form; white space adds nothing.
     """
-    points, starts = code_points(texts)
     values = np.concatenate([_letter_values()[points], np.zeros(1, dtype=np.uint64)])
-    sums = np.add.reduceat(values, starts[:-1]) if len(texts) else np.empty(0, dtype=np.uint64)
+    sums = np.add.reduceat(values, starts[:-1]) if len(starts) > 1 else np.empty(0, dtype=np.uint64)
     sums[np.diff(starts) == 0] = 0
-    return sums, np.diff(starts)
+    return sums
 
 
 @functools.cache

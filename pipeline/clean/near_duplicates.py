@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.clean.shingles import I64, SHINGLE, SLOTS, U32, U64, Bands, band_keys, jaccard, shingle_sets
+from pipeline.clean.shingles import I64, SHINGLE, SLOTS, U32, U64, Bands, band_keys, code_points, distinct, jaccard, shingle_sets
 from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 
@@ -37,6 +37,7 @@ _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
+Progress = Callable[[int, int], None]
 Texts = Callable[[], Iterable[pa.Array]]
 """Gives the texts of all rows in arrays, in the same order every time it is called."""
 
@@ -70,7 +71,9 @@ def _run(run: StageRun, *, threshold: float) -> None:
     folder = run.inputs[0]
     total = row_count(folder)
     report = functools.partial(run.progress, run.stage.name)
-    matches = near_duplicates(functools.partial(_messages_of, folder), np.arange(total), threshold, run.folder, report)
+    texts = functools.partial(_messages_of, folder)
+    keys = all_band_keys(texts, total, Bands.at(threshold), report)
+    matches = near_duplicates(texts, keys, np.arange(total), threshold, run.folder)
     if matches.not_compared:
         run.counters["pairs_not_compared"] = matches.not_compared
     partners = set(matches.partner.tolist())
@@ -103,29 +106,34 @@ def joined_messages(messages: pa.Array) -> pa.Array:
     return pc.binary_join(by_row, "\n")
 
 
+def all_band_keys(texts: Texts, total: int, bands: Bands, read: Progress = lambda done, total: None) -> U32:
+    """`band_keys` of all rows: (bands, rows)."""
+    keys = np.empty((bands.count, total), dtype=np.uint32)
+    done = 0
+    for array in texts():
+        keys[:, done : done + len(array)] = band_keys(*code_points(array), bands)
+        done += len(array)
+        read(done, total)
+    assert done == total
+    return keys
+
+
 def near_duplicates(
     texts: Texts,
+    keys: U32,
     rank: I64,
     threshold: float,
     work: Path,
-    progress: Callable[[int, int | None], None] = lambda done, total: None,
-    bands: Bands | None = None,
+    progress: Progress = lambda done, total: None,
     protected: int = 0,
 ) -> Matches:
-    """What of these texts is to leave. `rank` (rows): of two near-duplicates the lower one stays; all are different. The rows whose
-    rank is among the `protected` lowest stay in any case, and others leave for each of them.
+    """What of these texts is to leave. `keys` is what `all_band_keys` gives. `rank` (rows): of two near-duplicates the lower one
+    stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and others leave for each of them.
 
     Memory grows by some 100 bytes a row; the shingles of rows with candidates, if many, stand in a file in `work`. The result
-    does not depend on the order of the rows or how they are cut into arrays. `progress` is given rows read, of two passes.
+    does not depend on the order of the rows or how they are cut into arrays.
     """
-    bands = bands or Bands.at(threshold)
-    total, read = len(rank), 0
-    keys = np.empty((bands.count, total), dtype=np.uint32)
-    for array in texts():
-        keys[:, read : read + len(array)] = band_keys(array, bands)
-        read += len(array)
-        progress(read, 2 * total)
-    assert read == total
+    total = len(rank)
     by_rank = np.argsort(rank)
     keys = keys[:, by_rank]
     wanted = np.zeros(total, dtype=bool)
@@ -136,11 +144,11 @@ def near_duplicates(
         for array in texts():
             own = wanted[read : read + len(array)]
             if own.any():
-                hashes, at = shingle_sets(array.filter(pa.array(own)))
+                hashes, at = shingle_sets(*code_points(array.filter(pa.array(own))))
                 starts[read + 1 : read + 1 + len(array)][own] = np.diff(at)
                 store.add(hashes)
             read += len(array)
-            progress(total + read, 2 * total)
+            progress(read, total)
         np.cumsum(starts, out=starts)
         stored = store.values()
 
@@ -161,23 +169,24 @@ class _Store:
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._parts: list[U64] = []
-        self._bytes = 0
+        self._memory = np.empty(_IN_MEMORY // 8, dtype=np.uint64)  # takes memory as it is written to
+        self._size = 0
         self._file: IO[bytes] | None = None
 
     def add(self, values: U64) -> None:
-        self._parts.append(values)
-        self._bytes += values.nbytes
-        if self._file is None and self._bytes > _IN_MEMORY:
+        if self._file is None and self._size + len(values) > len(self._memory):
             self._file = tempfile.TemporaryFile(dir=self._work)  # noqa: SIM115  # closed by `close`
+            self._memory[: self._size].tofile(self._file)
+            self._memory = self._memory[:0]
         if self._file is not None:
-            for part in self._parts:
-                part.tofile(self._file)
-            self._parts.clear()
+            values.tofile(self._file)
+        else:
+            self._memory[self._size : self._size + len(values)] = values
+        self._size += len(values)
 
     def values(self) -> U64:
         if self._file is None:
-            return np.concatenate([np.empty(0, dtype=np.uint64), *self._parts])
+            return self._memory[: self._size]
         self._file.flush()
         return np.memmap(self._file, dtype=np.uint64, mode="r")
 
@@ -251,7 +260,7 @@ class _Search:
     def _compare(self, rows: I64 | None) -> None:
         """Leader by leader through the buckets of all bands at once."""
         left = [_buckets(band, rows) for band in self.keys]
-        level = 0
+        level, absorbed = 0, [self.absorbed]
         while any(len(keyed) for keyed in left):
             level += 1
             led = [_leaders(keyed) for keyed in left]
@@ -259,13 +268,13 @@ class _Search:
             close: list[U64] = []
             for band, (keyed, (member, pairs, sizes)) in enumerate(zip(left, led, strict=True)):
                 similar = (self._score(pairs) >= self.threshold) & (_positions(pairs) >= self.protected)
-                self.absorbed = np.concatenate([self.absorbed, pairs[similar]])
+                absorbed.append(pairs[similar])
                 rest = keyed[member][~similar]
                 over = sizes[~similar] * level > _COMPARISONS_OF_A_BUCKET
                 close += self._neighbours(band, rest[over])
                 left[band] = _shared(rest[~over])
-            self.absorbed = np.unique(self.absorbed)
             self._learn(close)
+        self.absorbed = distinct(np.concatenate(absorbed))
 
     def _neighbours(self, band: int, keyed: U64) -> list[U64]:
         """Of what is left of large buckets: each row with the next few in the order of its other bands."""
@@ -285,7 +294,7 @@ class _Search:
 
     def _learn(self, pairs: list[U64]) -> None:
         """Verifies those that were not verified before."""
-        asked = np.unique(np.concatenate(pairs)) if pairs else self.pairs[:0]
+        asked = distinct(np.concatenate(pairs)) if pairs else self.pairs[:0]
         place = np.searchsorted(self.pairs, asked)
         known = place < len(self.pairs)
         known[known] = self.pairs[place[known]] == asked[known]
@@ -323,7 +332,9 @@ class _Search:
         found = np.zeros(len(alive), dtype=bool)
         rows = np.flatnonzero(alive)
         for band in self.keys:
-            found[rows[np.isin(band[rows], band[orphans])]] = True
+            wanted, own = distinct(band[orphans]), band[rows]
+            place = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
+            found[rows[wanted[place] == own]] = True
         return np.flatnonzero(found)
 
 

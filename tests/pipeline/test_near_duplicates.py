@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.near_duplicates import joined_messages, near_duplicate_stage, near_duplicates
-from pipeline.clean.shingles import Bands, band_keys, jaccard, shingle_sets
+from pipeline.clean.near_duplicates import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
+from pipeline.clean.shingles import Bands, band_keys, code_points, jaccard, shingle_sets
 
 TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
 SURE = Bands(count=32, rows=4)  # finds all but one in ten million pairs of .8
@@ -50,12 +50,18 @@ def variants(seed: int, count: int) -> list[str]:
 def find(texts: list[str | None], tmp_path: Path, rank: list[int] | None = None, cut: int = 7, bands: Bands | None = SURE):
     """Partners and scores, with the texts cut into arrays of ``cut``."""
     arrays = [pa.array(texts[i : i + cut], pa.string()) for i in range(0, len(texts), cut)]
-    return near_duplicates(lambda: iter(arrays), np.array(rank or range(len(texts)), np.int64), 0.8, tmp_path, bands=bands)
+    return find_in(arrays, tmp_path, rank, bands)
+
+
+def find_in(arrays: list[pa.Array], tmp_path: Path, rank: list[int] | None = None, bands: Bands | None = None):
+    total = sum(map(len, arrays))
+    keys = all_band_keys(lambda: arrays, total, bands or Bands.at(0.8))
+    return near_duplicates(lambda: arrays, keys, np.array(rank or range(total), np.int64), 0.8, tmp_path)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=8))
 def test_jaccard_is_that_of_the_sets(texts):
-    hashes, starts = shingle_sets(pa.array(texts))
+    hashes, starts = shingle_sets(*code_points(pa.array(texts)))
 
     assert np.diff(starts).tolist() == [len(naive_shingles(text)) for text in texts]
     every = [(a, b) for a in range(len(texts)) for b in range(len(texts))]
@@ -65,7 +71,7 @@ def test_jaccard_is_that_of_the_sets(texts):
 
 def test_jaccard_of_more_pairs_than_fit_the_cache_is_the_same():
     texts = variants(5, 60)
-    hashes, starts = shingle_sets(pa.array(texts))
+    hashes, starts = shingle_sets(*code_points(pa.array(texts)))
     left, right = np.array(np.meshgrid(range(60), range(60)), np.int64).reshape(2, -1).repeat(20, axis=1)
 
     assert len(left) > 1 << 16
@@ -77,8 +83,8 @@ def test_jaccard_of_more_pairs_than_fit_the_cache_is_the_same():
 @given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, max_size=8))
 def test_the_keys_of_a_text_depend_on_nothing_but_the_text(texts, others):
     bands = Bands.at(0.8)
-    together = band_keys(pa.array(others + texts), bands)
-    alone = np.concatenate([band_keys(pa.array([text]), bands) for text in texts], axis=1)
+    together = band_keys(*code_points(pa.array(others + texts)), bands)
+    alone = np.concatenate([band_keys(*code_points(pa.array([text])), bands) for text in texts], axis=1)
 
     assert np.array_equal(together[:, len(others) :], alone)
 
@@ -177,7 +183,7 @@ def test_nulls_long_rows_and_bytes_that_are_no_text_are_rows_like_others(tmp_pat
     long = "".join(random.Random(6).choices("abc ", k=3_000_000))
     texts = pa.array([b"caf\xe9 au lait", b"caf\xe9 au lait", None, b"", long.encode(), (long + "!").encode()], pa.binary())
 
-    found = near_duplicates(lambda: [texts], np.arange(6), 0.8, tmp_path)
+    found = find_in([texts], tmp_path)
 
     assert found.partner.tolist() == [-1, 0, -1, 2, -1, 4]
 

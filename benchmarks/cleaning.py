@@ -1,0 +1,300 @@
+"""Near-duplicates end to end, beside other libraries on the same rows: rows a second and core, recall, precision.
+
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes; pip install rensa gaoya datasketch for the peers
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py --scale       # and 100,000 to 1,000,000 rows of ~1 KB: seconds and memory
+
+Rows: real text in English, Chinese, Russian, French and Spanish (OMGEval's answers, GSM8K, XQuAD, the classification tasks of the
+continual-learning benchmark), cut into pieces of 320 characters. 45 % of the rows are copies of others with 0 to 12 characters
+changed, so that their similarities lie on both sides of the threshold, .8.
+
+`glotloom` is `glotloom dedup`: it reads Parquet, finds exact and near-duplicates, verifies every pair and writes both files. The
+peers read the same Parquet, make MinHash signatures of 126 values of the same shingles and ask an index of 18 bands of 7 for
+candidates, row by row, keeping those that have none; they verify and write nothing, and are timed on fewer rows. Each runs alone in
+a process of one thread; imports are not timed.
+
+Recall: of the planted pairs with a Jaccard similarity of .82 or more, in how many one left. Precision: of the rows that left, how
+many are .8 or more like the row that they left for, or equal to it after normalisation (peers: any of their candidates).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.clean.dedup import dedup
+from pipeline.clean.duplicates import normalise
+
+THRESHOLD, MARGIN = 0.8, 0.02
+PIECE = 320
+RESULTS = Path(__file__).parent / "results" / "cleaning.json"
+LANGUAGES = ("english", "chinese", "russia", "french", "spanish")
+PEER_ROWS = {"gaoya": 20_000, "rensa": 20_000, "datasketch": 5_000}
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def pieces(data: Path, length: int = PIECE) -> list[str]:
+    """Real text in pieces of so many characters, in a fixed order."""
+    found = dict.fromkeys(text[i : i + length] for text in _texts(data) for i in range(0, len(text), length))
+    return [piece for piece in found if len(piece) > length // 3]
+
+
+def _texts(data: Path) -> Iterator[str]:
+    for language in LANGUAGES:
+        for file in sorted((data / "omgeval" / language).glob("*.json")):
+            yield from (row["output"] for row in json.loads(file.read_text("utf-8")))
+    for file in sorted((data / "continual").glob("*/*.json")):
+        yield from (row["input"] for row in json.loads(file.read_text("utf-8")))
+    for file in sorted((data / "gsm8k").glob("*.jsonl")):
+        yield from (f"{row['question']} {row['answer']}" for row in map(json.loads, file.read_text("utf-8").splitlines()))
+    for file in sorted((data / "xquad").glob("*.json")):
+        for article in json.loads(file.read_text("utf-8"))["data"]:
+            for paragraph in article["paragraphs"]:
+                yield paragraph["context"]
+                yield from (question["question"] for question in paragraph["qas"])
+
+
+def planted(originals: list[str], rows: int, seed: int = 0) -> tuple[list[str], list[tuple[int, int]]]:
+    """The rows in a random order, and the pairs (original, copy)."""
+    draw = random.Random(seed)
+    first = round(0.55 * rows)
+    texts = [originals[number % len(originals)] + (f" {number}" if number >= len(originals) else "") for number in range(first)]
+    parents = [draw.randrange(first) for _ in range(rows - first)]
+    for parent in parents:
+        letters = list(texts[parent])
+        for _ in range(draw.randrange(13)):
+            letters[draw.randrange(len(letters))] = draw.choice("abcdeжя字,")
+        texts.append("".join(letters))
+    place = draw.sample(range(rows), rows)
+    mixed = [""] * rows
+    for number, text in enumerate(texts):
+        mixed[place[number]] = text
+    return mixed, [(place[parent], place[first + number]) for number, parent in enumerate(parents)]
+
+
+def shingles(text: str) -> set[str]:
+    text = text.lower()
+    return {text[i : i + 5] for i in range(len(text) - 4)} or {text}
+
+
+def similarity(one: str, other: str) -> float:
+    a, b = shingles(one), shingles(other)
+    return len(a & b) / len(a | b)
+
+
+def alike(one: str, other: str) -> bool:
+    return similarity(one, other) >= THRESHOLD or normalise(one, "zh") == normalise(other, "zh")
+
+
+# --- contenders: the Parquet file -> row -> the rows that it left for ------------------------------------------------------
+
+
+def glotloom(file: Path) -> dict[int, list[int]]:
+    out = file.with_name("out.parquet")
+    dedup(file, "text", out, threshold=THRESHOLD)
+    dropped = pq.read_table(file.with_name("out.dropped.parquet")).to_pylist()
+    return {int(row["id"]): [int(row["partner_id"])] for row in dropped}
+
+
+def _one_by_one(file: Path, ask: Callable[[int, str], list[int]]) -> dict[int, list[int]]:
+    texts = pq.read_table(file, columns=["text"])["text"].to_pylist()
+    return {number: found for number, text in enumerate(texts) if (found := ask(number, text))}
+
+
+def gaoya(file: Path) -> dict[int, list[int]]:
+    from gaoya.minhash import MinHashStringIndex
+
+    index = MinHashStringIndex(
+        hash_size=32, jaccard_threshold=THRESHOLD, num_bands=18, band_size=7, analyzer="char", lowercase=True, ngram_range=(5, 5)
+    )
+
+    def ask(number: int, text: str) -> list[int]:
+        found = list(index.query(text))
+        if not found:
+            index.insert_document(number, text)
+        return found
+
+    return _one_by_one(file, ask)
+
+
+def rensa(file: Path) -> dict[int, list[int]]:
+    from rensa import RMinHash, RMinHashLSH
+
+    index = RMinHashLSH(threshold=THRESHOLD, num_perm=126, num_bands=18)
+
+    def ask(number: int, text: str) -> list[int]:
+        signature = RMinHash(num_perm=126, seed=0)
+        signature.update(list(shingles(text)))
+        found = list(index.query(signature))
+        if not found:
+            index.insert(number, signature)
+        return found
+
+    return _one_by_one(file, ask)
+
+
+def datasketch(file: Path) -> dict[int, list[int]]:
+    from datasketch import MinHash, MinHashLSH
+
+    index = MinHashLSH(num_perm=126, params=(18, 7))
+
+    def ask(number: int, text: str) -> list[int]:
+        signature = MinHash(num_perm=126)
+        signature.update_batch([shingle.encode() for shingle in shingles(text)])
+        found = list(index.query(signature))
+        if not found:
+            index.insert(number, signature)
+        return found
+
+    return _one_by_one(file, ask)
+
+
+CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
+    "glotloom": glotloom,
+    "gaoya": gaoya,
+    "rensa": rensa,
+    "datasketch": datasketch,
+}
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, file: Path) -> dict[str, Any]:
+    """In this process, which does nothing else."""
+    CONTENDERS[name](_warm_up(file))
+    wall, cpu = time.perf_counter(), time.process_time()
+    left = CONTENDERS[name](file)
+    seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    return {**seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "left": list(left.items())}
+
+
+def _warm_up(file: Path) -> Path:
+    """A few rows, so that imports and tables are there."""
+    small = file.with_name("warm-up.parquet")
+    with pq.ParquetFile(file) as parquet:
+        pq.write_table(pa.Table.from_batches([next(parquet.iter_batches(100))]), small)
+    return small
+
+
+def in_a_process(name: str, file: Path) -> dict[str, Any]:
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    command = [sys.executable, __file__, "--one", name, str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **one_thread})
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(originals: list[str], rows: int, work: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name in CONTENDERS:
+        count = min(rows, PEER_ROWS.get(name, rows))
+        texts, pairs = planted(originals, count)
+        file = work / f"{count}.parquet"
+        if not file.exists():
+            pq.write_table(pa.table({"id": [f"{n:08d}" for n in range(count)], "text": texts}), file, compression="zstd")
+        try:
+            run = in_a_process(name, file)
+        except subprocess.CalledProcessError:
+            print(f"{name}: skipped, it is not installed or failed", file=sys.stderr)
+            continue
+        left = {int(row): partners for row, partners in run.pop("left")}
+        near = [(a, b) for a, b in pairs if similarity(texts[a], texts[b]) >= THRESHOLD + MARGIN]
+        right = sum(any(alike(texts[row], texts[p]) for p in partners) for row, partners in left.items())
+        result[name] = {
+            "rows": count,
+            **{key: round(value, 2) for key, value in run.items()},
+            "rows_per_core_s": round(count / run["cpu_s"]),
+            "recall": round(sum(a in left or b in left for a, b in near) / len(near), 4),
+            "precision": round(right / len(left), 4),
+        }
+        print(f"{name}: {result[name]}", file=sys.stderr)
+    return result
+
+
+def scale(originals: list[str], sizes: list[int], work: Path) -> dict[str, Any]:
+    """Rows of ~1 KB, a tenth of them copies."""
+    result = {}
+    for count in sizes:
+        file = work / f"scale-{count}.parquet"
+        draw = random.Random(1)
+        with pq.ParquetWriter(file, pa.schema([("id", pa.string()), ("text", pa.string())]), compression="zstd") as writer:
+            recent: list[str] = []
+            for begin in range(0, count, 10_000):
+                texts = []
+                for _ in range(min(10_000, count - begin)):
+                    copy = recent and draw.random() < 0.1
+                    text = draw.choice(recent) + "." if copy else " ".join(draw.sample(originals, 3)) + str(draw.random())
+                    texts.append(text)
+                recent = texts
+                writer.write_table(pa.table({"id": [f"{begin + n:08d}" for n in range(len(texts))], "text": texts}))
+        run = in_a_process("glotloom", file)
+        run["left"] = len(run["left"])
+        run["bytes_in"] = file.stat().st_size
+        result[str(count)] = {key: round(value, 1) for key, value in run.items()}
+        print(f"{count} rows of ~1 KB: {result[str(count)]}", file=sys.stderr)
+        file.unlink()
+    return result
+
+
+def report(results: dict[str, Any]) -> str:
+    lines = [
+        "| | rows | rows/s/core | recall, J >= .82 | precision | peak, MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in results.get("near_duplicates", {}).items():
+        cells = [f"{run['rows']:,}", f"{run['rows_per_core_s']:,}", f"{run['recall']:.3f}", f"{run['precision']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {run['peak_mib']:.0f} |")
+    if results.get("scale"):
+        lines += ["", "| rows of ~1 KB | seconds | rows/s | peak, MiB |", "|---:|---:|---:|---:|"]
+        for count, run in results["scale"].items():
+            lines.append(f"| {int(count):,} | {run['wall_s']:.0f} | {int(count) / run['wall_s']:,.0f} | {run['peak_mib']:,.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--scale", nargs="*", type=int, help="sizes; default 100000 and 1000000")
+    parser.add_argument("--data", type=Path, default=os.environ.get("GLOTLOOM_DATA"), help="folder with omgeval/, gsm8k/, ...")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="only print what was measured")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(asked.one[0], Path(asked.one[1]))))
+        return 0
+    results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
+    if not asked.report:
+        if asked.data is None or not (asked.data / "omgeval").is_dir():
+            print("skipped: no omgeval/ in --data or GLOTLOOM_DATA", file=sys.stderr)
+            return 0
+        originals = pieces(asked.data)
+        random.Random(0).shuffle(originals)
+        print(f"{len(originals):,} pieces of real text", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            if asked.scale is None:
+                results["near_duplicates"] = compare(originals, asked.rows, Path(folder))
+            else:
+                results["scale"] = scale(originals, asked.scale or [100_000, 1_000_000], Path(folder))
+        asked.out.parent.mkdir(exist_ok=True)
+        asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(report(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
