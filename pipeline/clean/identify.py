@@ -1,4 +1,7 @@
-"""Language identification: scripts decide where they can, langdetect (seeded, with a prior on the recipe's languages) elsewhere."""
+"""Language identification: scripts decide where they can, langdetect (seeded, with a prior on the recipe's languages) elsewhere.
+
+`langdetect-rs` gives langdetect's results, bit for bit, some forty times as fast; where it is installed it is what runs.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from langdetect import detector_factory
 from langdetect.lang_detect_exception import LangDetectException
 
-BACKEND = "langdetect"
+_RUST = find_spec("langdetect_rs") is not None
+BACKEND = f"langdetect-rs {version('langdetect-rs')}" if _RUST else f"langdetect {version('langdetect')}"
 """Which engine ran; in the configuration, and so the fingerprint, of the stages that drop by it: `passages-*` and `rules`."""
 
 UNDETERMINED = "undetermined"
@@ -51,15 +59,22 @@ def identify(text: str, languages: Iterable[str]) -> Identified:
         return found
     if letters < _MIN_LETTERS:
         return Identified(UNDETERMINED, 0.0)
-    detector = _factory().create()
+    probabilities = _probabilities(text, tuple(sorted(languages)), "langdetect_rs" if _RUST else "langdetect")
+    best = max(probabilities, key=lambda p: (p.prob, p.lang), default=None)
+    return Identified(best.lang[:2], float(best.prob)) if best else Identified(UNDETERMINED, 0.0)
+
+
+def _probabilities(text: str, languages: tuple[str, ...], backend: str) -> list[Any]:
+    """What langdetect holds to be likely; nothing for a script of which it knows no language."""
+    detector = _factory(backend).create()
     detector.seed = _SEED
-    detector.set_prior_map(_prior(tuple(sorted(languages))))
+    detector.prior_map = list(_prior(languages, backend))
     detector.append(text)
     try:
-        best = max(detector.get_probabilities(), key=lambda p: (p.prob, p.lang), default=None)
-    except LangDetectException:  # a script of which it knows no language
-        best = None
-    return Identified(best.lang[:2], float(best.prob)) if best else Identified(UNDETERMINED, 0.0)
+        found: list[Any] = detector.get_probabilities()
+    except (LangDetectException, _factory_module(backend).LangDetectException):
+        return []
+    return found
 
 
 def _by_script(text: str, letters: int) -> Identified | None:
@@ -73,15 +88,23 @@ def _by_script(text: str, letters: int) -> Identified | None:
 
 
 @functools.cache
-def _factory() -> detector_factory.DetectorFactory:
-    factory = detector_factory.DetectorFactory()
+def _factory_module(backend: str) -> Any:
+    return import_module(f"{backend}.detector_factory")
+
+
+@functools.cache
+def _factory(backend: str) -> Any:
+    factory = _factory_module(backend).DetectorFactory()
     # Not `load_profile`: it takes the files as the disk lists them, and the last digits of a score depend on the order.
     profiles = sorted(Path(detector_factory.PROFILES_DIRECTORY).glob("[!.]*"))
     factory.load_json_profile([profile.read_text("utf-8") for profile in profiles])
-    detector_factory.DetectorFactory.seed = _SEED
     return factory
 
 
 @functools.cache
-def _prior(languages: tuple[str, ...]) -> dict[str, float]:
-    return {name: 1.0 if name[:2] in languages else _PRIOR_OUTSIDE for name in _factory().get_lang_list()}
+def _prior(languages: tuple[str, ...], backend: str) -> list[float]:
+    """As `set_prior_map` makes it of weights by language, which takes longer than the detection."""
+    detector = _factory(backend).create()
+    detector.set_prior_map({name: 1.0 if name[:2] in languages else _PRIOR_OUTSIDE for name in detector.langlist})
+    prior: list[float] = detector.prior_map
+    return prior

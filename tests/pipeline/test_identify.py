@@ -1,4 +1,7 @@
+import json
 import os
+import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.clean import identify as module
 from pipeline.clean.identify import UNDETERMINED, identify, mask
 
+SAMPLES = Path(module.__file__).parents[1] / "samples"
 RECIPE = ("en", "es", "fr", "ru", "zh")
 
 
@@ -69,10 +73,32 @@ def test_the_order_in_which_the_disk_lists_the_profiles_does_not_matter(monkeypa
     listed = os.listdir
     monkeypatch.setattr(os, "listdir", lambda folder: sorted(listed(folder), reverse=True))
 
-    languages = module._factory.__wrapped__().get_lang_list()
+    languages = module._factory.__wrapped__("langdetect").get_lang_list()
 
     assert languages == sorted(languages)
     assert {"en", "zh-cn"} < set(languages)
+
+
+def _pieces() -> list[str]:
+    """5,000 pieces of the sample pool in five languages, of 15 to 160 characters."""
+    lines = [line for file in sorted((SAMPLES / "agnostic").glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
+    text = "\n".join(message["content"] for line in lines for message in json.loads(line)["messages"])
+    draw = random.Random(0)
+    starts = [draw.randrange(len(text) - 160) for _ in range(5_000)]
+    return [text[start : start + draw.randint(15, 160)] for start in starts]
+
+
+@pytest.mark.slow
+def test_the_fast_backend_gives_langdetects_results_bit_for_bit():
+    pytest.importorskip("langdetect_rs")
+    different = []
+    for text in _pieces():
+        slow, fast = (
+            [(p.lang, p.prob) for p in module._probabilities(text, RECIPE, name)] for name in ("langdetect", "langdetect_rs")
+        )
+        if slow != fast:
+            different.append((text, slow, fast))
+    assert different == []
 
 
 @given(st.text(max_size=120))
