@@ -318,6 +318,31 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
 
 
 @main.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to identify: a column of texts, or messages.")
+@click.option("--languages", required=True, metavar="CODES", help="The languages to expect, such as en,zh,ru.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows.")
+@_plain_errors
+def identify(rows: Path, column: str, languages: str, out: Path) -> None:
+    """Tell the language of each row of IN, a Parquet file or a folder of them.
+
+    OUT gets all rows, sorted by id, with two more columns: identified_language (ISO 639-1, or `undetermined` where a text is too
+    short to say) and identified_score (0 to 1). Languages that are not among CODES are found too, on stronger evidence. Code,
+    LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'.
+
+    \b
+    Example:
+      glotloom identify rows.parquet --languages en,zh,ru,fr,es --out identified.parquet
+    """
+    from pipeline.clean.identify_table import identify_table
+
+    codes = [code.strip() for code in languages.split(",") if code.strip()]
+    with ProgressBar() as progress:
+        counts = identify_table(rows, column, codes, out, progress=progress)
+    click.echo(f"{out}: {', '.join(f'{language} {count:,}' for language, count in counts.items()) or 'no rows'}")
+
+
+@main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--adapter", type=click.Path(path_type=Path), help="Show the training of this adapter too.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the page goes.  [default: DATASET/report.html]")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
 from pipeline.clean.near_duplicates import Texts, near_duplicates
 from pipeline.clean.shingles import I64, U32, U64, Bands, band_keys, code_points
-from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, with_ids, working_folder, write_parted
+from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, text_of, with_ids, working_folder, write_parted
 from pipeline.errors import InputError
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -150,7 +150,7 @@ def _first(texts: Texts, sums: U64, rank: I64) -> I64:
     keys = np.empty(len(rows), dtype="V16")
     values = (value for array in _chosen(texts(), wanted) for value in array.to_pylist())
     for number, value in enumerate(values):
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+        text = text_of(value)
         chinese = "zh" if _HAN.search(text) and not _KANA.search(text) else ""
         keys[number] = hashlib.blake2b(normalise(text, chinese).encode("utf-8", "surrogatepass"), digest_size=16).digest()
     first = np.arange(len(sums))

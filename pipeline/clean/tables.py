@@ -67,6 +67,11 @@ class TextTable:
                 raise _unreadable(file, error) from error
 
 
+def text_of(value: str | bytes | None) -> str:
+    """Nulls are empty texts, and bytes that are no UTF-8 stand as U+FFFD."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
 def open_table(path: Path, column: str) -> TextTable:
     """The table at `path`, a Parquet file or a folder of them. Raises InputError where it is none or has no such column."""
     if not path.exists():
@@ -138,6 +143,19 @@ def write_parted(table: TextTable, dropped: pa.Table, out: Path, work: Path) -> 
         query = "SELECT * FROM read_parquet(?) AS source ANTI JOIN dropped ON source.id::VARCHAR = dropped.id ORDER BY id::VARCHAR"
         with AtomicFile(out) as file:
             _write(database.sql(query, params=[[str(file) for file in table.files]]), file, table.schema)
+
+
+def write_with(table: TextTable, columns: pa.Table, out: Path, work: Path) -> None:
+    """`out` with all rows of the table and further `columns`, which bring an `id`; sorted by id, out of core."""
+    names = [name for name in columns.schema.names if name != ID]
+    schema = pa.schema([*table.schema, *(columns.schema.field(name) for name in names)])
+    with _database(work) as database:
+        database.register("columns", columns)
+        added = ", ".join(f"columns.{name}" for name in names)
+        joined = "read_parquet(?) AS source JOIN columns ON source.id::VARCHAR = columns.id"
+        query = f"SELECT source.*, {added} FROM {joined} ORDER BY columns.id"
+        with AtomicFile(out) as file:
+            _write(database.sql(query, params=[[str(file) for file in table.files]]), file, schema)
 
 
 def dropped_path(out: Path) -> Path:
