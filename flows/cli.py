@@ -64,7 +64,7 @@ def _plain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except WorkError as error:
             raise _WorkFailure(str(error)) from error
         except KeyboardInterrupt as error:
-            raise _WorkFailure("interrupted; the same command goes on where this one stopped") from error
+            raise _WorkFailure("interrupted; run the same command again") from error
         except Exception as error:
             if _is_malora_input_error(error):
                 raise _InputFailure(str(error)) from error

@@ -100,7 +100,8 @@ class RunFolder:
         """Moves the adapter into its place and writes the report last; then the work is no longer needed."""
         (self.out / REPORT).unlink(missing_ok=True)  # of the run that this one replaces
         for name in ADAPTER:
-            (adapter / name).replace(self.out / name)
+            if (adapter / name).exists():  # else a kill came in between
+                (adapter / name).replace(self.out / name)
         write_json(self.out / TIMINGS, timings)
         write_json(self.out / REPORT, record)
         self.sweep()

@@ -64,6 +64,8 @@ def train_adapter(
     source = find_files(data)
     base = identify_base(config.base_model)
     settings = asdict(config)
+    if not config.baseline:
+        del settings["baseline"]  # so that it makes no other run of what was finished without it
     folder = RunFolder(out, fingerprint(config=settings, data=source.fingerprint(), base_model=base))
     if (record := folder.finished()) is not None:
         folder.sweep()
@@ -77,6 +79,7 @@ def train_adapter(
         run = _Run(config, source, folder, progress, log)
         record = {"base_model": base, "config": settings, "fingerprint": folder.fingerprint, "format": FORMAT, **run()}
         timings = run.timings
+        del run  # and its model
         if config.baseline and PartialState().is_main_process:
             write_json(kept, [record, timings])
     if config.baseline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ import pyarrow.compute as pc
 from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
 from pipeline.clean.near_duplicates import Texts, near_duplicates
 from pipeline.clean.shingles import I64, U32, U64, Bands, band_keys, code_points
-from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, text_of, with_ids, working_folder, write_parted
+from pipeline.clean.tables import DROPPED_SCHEMA, check_out, open_table, text_of, working_folder, write_table
 from pipeline.errors import InputError
 
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_KANA = re.compile(r"[\u3040-\u30ff]")
 KEEP = ("longest", "first")
 
 Progress = Callable[[str, int, int | None], None]
@@ -62,12 +59,12 @@ def dedup(
         raise InputError(f"threshold = {threshold}: expected more than 0 and at most 1")
     if keep not in KEEP:
         raise InputError(f"keep = {keep!r}: expected one of {', '.join(KEEP)}")
-    table = open_table(path, column)
-    released = open_table(against, column) if against else None
-    check_out(out, table, *([released] if released else []))
-    with working_folder(out) as work, with_ids(table, work) as table:
+    check_out(out)
+    table = open_table(path, column, out)
+    released = open_table(against, column, out) if against else None
+    with working_folder(out) as work:
         ids = table.ids()
-        names = pa.chunked_array([*_names(released), *ids.chunks], pa.large_string()).combine_chunks()
+        names = pa.concat_arrays([released.names(), ids]) if released else ids
         known = len(names) - len(ids)
 
         def texts() -> Iterator[pa.Array]:
@@ -78,11 +75,9 @@ def dedup(
         bands = Bands.at(threshold)
         sums, lengths, keys = _read(texts, len(names), bands, lambda done: progress("reading", done, len(names)))
         rank = _rank(names, lengths, known, keep)
-        first = _first(texts, sums, rank)
-        exact = np.flatnonzero(first != np.arange(len(names)))
-        exact = exact[exact >= known]
-        distinct = np.ones(len(names), dtype=bool)
-        distinct[exact] = False
+        first = _first(texts, sums, rank, work)
+        distinct = first == np.arange(len(names))
+        exact = np.flatnonzero(~distinct[known:]) + known
         rows = np.flatnonzero(distinct)
         matches = near_duplicates(
             lambda: _chosen(texts(), distinct),
@@ -91,7 +86,7 @@ def dedup(
             threshold,
             work,
             lambda done, total: progress("comparing", done, total),
-            protected=known,
+            protected=int(distinct[:known].sum()),
         )
         del keys
         near = rows[matches.partner >= 0]
@@ -105,7 +100,7 @@ def dedup(
             }
         ).cast(DROPPED_SCHEMA)
         progress("writing", 0, 1)
-        write_parted(table, dropped, out, work)
+        write_table(table, ids, out, work, dropped=dropped)
         progress("writing", 1, 1)
     return DedupReport(
         rows_in=len(ids),
@@ -115,15 +110,6 @@ def dedup(
         candidates=matches.candidates,
         not_compared=matches.not_compared,
     )
-
-
-def _names(released: TextTable | None) -> list[pa.Array]:
-    """What rows of an earlier release are called: their ids where they have one, else their numbers."""
-    if released is None:
-        return []
-    if "id" in released.schema.names:
-        return list(released.ids().chunks)
-    return [pa.array([f"{released.path.name}:{number}" for number in range(released.rows)], pa.large_string())]
 
 
 def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -> tuple[U64, I64, U32]:
@@ -140,7 +126,7 @@ def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -
     return sums, lengths, keys
 
 
-def _first(texts: Texts, sums: U64, rank: I64) -> I64:
+def _first(texts: Texts, sums: U64, rank: I64, work: Path) -> I64:
     """For each row the one of lowest rank that is equal to it; only rows of equal sums need be normalised to know."""
     order = np.argsort(sums, kind="stable")
     equal = sums[order[1:]] == sums[order[:-1]]
@@ -150,11 +136,10 @@ def _first(texts: Texts, sums: U64, rank: I64) -> I64:
     keys = np.empty(len(rows), dtype="V16")
     values = (value for array in _chosen(texts(), wanted) for value in array.to_pylist())
     for number, value in enumerate(values):
-        text = text_of(value)
-        chinese = "zh" if _HAN.search(text) and not _KANA.search(text) else ""
-        keys[number] = hashlib.blake2b(normalise(text, chinese).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        text = normalise(text_of(value), "zh")  # of whatever language: a row may be told from another by more than a script
+        keys[number] = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     first = np.arange(len(sums))
-    first[rows] = rows[first_of_equal(keys, rank[rows])]
+    first[rows] = rows[first_of_equal(keys, rank[rows], work)]
     return first
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -26,7 +27,7 @@ def _run(run: StageRun) -> None:
     folder = run.inputs[0]
     total = row_count(folder)
     rows = [(row["id"], normalised_hash(sample_from_row(row))) for row in rows_of(folder)]
-    first = first_of_equal(np.array([key for _, key in rows], dtype="S20"), np.arange(total))
+    first = first_of_equal(np.array([key for _, key in rows], dtype="S20"), np.arange(total), run.folder)
     for number, row in enumerate(rows_of(folder)):
         run.progress(run.stage.name, number + 1, total)
         sample = sample_from_row(row)
@@ -36,11 +37,14 @@ def _run(run: StageRun) -> None:
             run.keep(sample)
 
 
-def first_of_equal(keys: npt.NDArray[Any], rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For each row the number of the row with the same key (bytes of one width) whose rank is lowest, which may be itself."""
+def first_of_equal(keys: npt.NDArray[Any], rank: I64, work: Path) -> I64:
+    """For each row the number of the row with the same key (bytes of one width) whose rank is lowest, which may be itself.
+
+    What does not fit in memory goes to `work`.
+    """
     width = keys.dtype.itemsize
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(keys), [None, pa.py_buffer(keys)])
-    with duckdb.connect() as connection:
+    with duckdb.connect(config={"temp_directory": str(work / "duckdb")}) as connection:
         connection.register("keys", pa.table({"row": np.arange(len(keys)), "rank": rank, "key": column}))
         found = connection.execute(
             "SELECT row, first FROM (SELECT row, arg_min(row, rank) OVER (PARTITION BY key) AS first FROM keys) WHERE row != first"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.clean.identify import identify
-from pipeline.clean.tables import check_out, open_table, text_of, with_ids, working_folder, write_with
+from pipeline.clean.tables import check_out, open_table, text_of, working_folder, write_table
 from pipeline.errors import InputError
 
 COLUMNS = ("identified_language", "identified_score")
@@ -32,11 +32,11 @@ def identify_table(
     """
     if not languages or not all(len(code) == 2 and code.isascii() and code.islower() for code in languages):
         raise InputError(f"languages = {', '.join(languages)!r}: expected ISO 639-1 codes, such as en,zh,ru")
-    table = open_table(path, column)
-    check_out(out, table)
+    check_out(out)
+    table = open_table(path, column, out)
     if taken := [name for name in table.schema.names if name in COLUMNS]:
         raise InputError(f"{path}: has a column {taken[0]!r} already; leave it out, or rename it")
-    with working_folder(out) as work, with_ids(table, work) as table:
+    with working_folder(out) as work:
         ids = table.ids()
         codes: list[str] = []
         scores = array("f")
@@ -46,6 +46,7 @@ def identify_table(
                 codes.append(found.language)
                 scores.append(found.score)
             progress("identify", len(codes), len(ids))
-        columns = {"id": ids, COLUMNS[0]: codes, COLUMNS[1]: pa.array(np.asarray(scores))}
-        write_with(table, pa.table(columns), out, work)
+        write_table(
+            table, ids, out, work, columns={COLUMNS[0]: pa.array(codes, pa.string()), COLUMNS[1]: pa.array(np.asarray(scores))}
+        )
     return dict(sorted(Counter(codes).items(), key=lambda item: (-item[1], item[0])))

@@ -98,7 +98,7 @@ def _messages_of(folder: Path) -> Iterator[pa.Array]:
 
 def joined_messages(messages: pa.Array) -> pa.Array:
     """The turns of each row as one text, a line each; roles, and so the template of a chat, are left out."""
-    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content"), "")
+    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.string()), "")
     turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(messages) + 1, dtype=np.int64)
     np.cumsum(turns, out=offsets[1:])
@@ -264,10 +264,11 @@ class _Search:
         while any(len(keyed) for keyed in left):
             level += 1
             led = [_leaders(keyed) for keyed in left]
-            self._learn([pairs for _, pairs, _ in led])
+            self._learn([pairs[_positions(pairs) >= self.protected] for _, pairs, _ in led])
             close: list[U64] = []
             for band, (keyed, (member, pairs, sizes)) in enumerate(zip(left, led, strict=True)):
-                similar = (self._score(pairs) >= self.threshold) & (_positions(pairs) >= self.protected)
+                similar = _positions(pairs) >= self.protected  # two of an earlier release are not compared: both stay
+                similar[similar] = self._score(pairs[similar]) >= self.threshold
                 absorbed.append(pairs[similar])
                 rest = keyed[member][~similar]
                 over = sizes[~similar] * level > _COMPARISONS_OF_A_BUCKET
@@ -287,9 +288,11 @@ class _Search:
         for distance in range(1, _NEIGHBOURS + 1):
             same = heads[distance:] == heads[:-distance]
             a, b = rows[:-distance][same].astype(np.uint64), rows[distance:][same].astype(np.uint64)
-            pairs.append(np.minimum(a, b) << _32 | np.maximum(a, b))
-        sizes = np.unique(heads, return_counts=True)[1]
-        self.not_compared += int((sizes * (sizes - 1) // 2).sum()) - sum(len(part) for part in pairs)
+            found = np.minimum(a, b) << _32 | np.maximum(a, b)
+            pairs.append(found[_positions(found) >= self.protected])
+        bucket = np.cumsum(np.append(False, heads[1:] != heads[:-1]))
+        sizes, fixed = np.bincount(bucket), np.bincount(bucket, weights=rows < self.protected).astype(np.int64)
+        self.not_compared += int((sizes * (sizes - 1) // 2 - fixed * (fixed - 1) // 2).sum()) - sum(len(part) for part in pairs)
         return pairs
 
     def _learn(self, pairs: list[U64]) -> None:

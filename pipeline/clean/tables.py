@@ -1,28 +1,36 @@
-"""Anybody's Parquet files as tables of texts with ids, and what a command makes of them: one file of the rows that stay, one of
-the rest with their reasons, both sorted by id, each there whole or not at all.
+"""Anybody's Parquet files as tables of texts with ids, and what a command makes of them: files whose rows are sorted by id.
+
+Rows are moved by pyarrow alone, so that values and types stay what they are.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.clean.near_duplicates import joined_messages
+from pipeline.clean.shingles import I64
 from pipeline.errors import InputError, WorkError
 from pipeline.files import LOCK_FILE, AtomicFile, WorkLock
+from pipeline.sample import content_hash
 
 ID = "id"
+DROPPED_SCHEMA = pa.schema([(ID, pa.string()), ("reason", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
+_BYTES_PER_BATCH = 1 << 24
 _ROWS_PER_BATCH = 4_096
 _ROWS_PER_GROUP = 50_000
-DROPPED_SCHEMA = pa.schema([(ID, pa.string()), ("reason", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
+_MOST_FILES = 256  # open at once while rows are sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +48,57 @@ class TextTable:
 
     def texts(self) -> Iterator[pa.Array]:
         """The texts of all rows; of messages the turns, a line each, without their roles."""
-        for array in self._arrays(self.column):
+        for batch in self.batches([self.column]):
+            array = batch.column(0)
             yield joined_messages(array) if pa.types.is_nested(array.type) else array
 
-    def ids(self) -> pa.ChunkedArray:
-        """As text. Raises InputError where a row has none, or two have the same."""
-        ids = pa.chunked_array([array.cast(pa.large_string()) for array in self._arrays(ID)], pa.large_string())
+    def names(self) -> pa.Array:
+        """What to call the rows: their ids as text, of which several may be equal, or else the file and number of each."""
+        if ID not in self.schema.names:
+            return pa.array([f"{self.path.name}:{number}" for number in range(self.rows)], pa.large_string())
+        try:
+            arrays = [batch.column(0).cast(pa.large_string()) for batch in self.batches([ID])]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError(f"{self.path}: column 'id' is {self.schema.field(ID).type}; expected texts or numbers") from None
+        return pa.chunked_array(arrays, pa.large_string()).combine_chunks()
+
+    def ids(self) -> pa.Array:
+        """As text, all different; without such a column the hash of all that stands in a row, and a number for each of equal rows.
+
+        Raises InputError where some rows have an id and others none, or two have the same.
+        """
+        if ID not in self.schema.names:
+            return pa.array(self._made_ids(), pa.large_string())
+        ids = self.names()
         if ids.null_count:
             raise InputError(
                 f"{self.path}: {ids.null_count} rows have no id; give them one, or leave the column out to have them made"
             )
-        if len(ids.unique()) < len(ids):
-            with duckdb.connect() as connection:
-                connection.register("ids", pa.table({"id": ids}))
-                twice = connection.execute("SELECT min(id) FROM (SELECT id FROM ids GROUP BY id HAVING count(*) > 1)").fetchall()
-            raise InputError(f"{self.path}: id {twice[0][0]!r} stands in more than one row; leave the column out to have ids made")
+        counts = pc.value_counts(ids)
+        if len(counts) < len(ids):
+            twice = pc.min(counts.filter(pc.greater(counts.field(1), 1)).field(0)).as_py()
+            raise InputError(f"{self.path}: id {twice!r} stands in more than one row; leave the column out to have ids made")
         return ids
 
-    def _arrays(self, column: str) -> Iterator[pa.Array]:
+    def _made_ids(self) -> Iterator[str]:
+        seen: Counter[str] = Counter()
+        for batch in self.batches():
+            for row in batch.to_pylist():
+                content = content_hash({key: value if isinstance(value, str) else repr(value) for key, value in row.items()})
+                seen[content] += 1
+                yield f"{content}-{seen[content]}"
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Of at most 4,096 rows, and fewer where rows are large; the same columns in the same order from every file."""
+        names = columns or self.schema.names
         for file in self.files:
             try:
                 with pq.ParquetFile(file) as parquet:
-                    for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=[column]):
-                        yield batch.column(0)
+                    size = sum(parquet.metadata.row_group(n).total_byte_size for n in range(parquet.num_row_groups))
+                    row = max(1, size // max(1, parquet.metadata.num_rows))
+                    rows = max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // row))
+                    for batch in parquet.iter_batches(rows, columns=names):
+                        yield batch.select(names)
             except (pa.ArrowInvalid, OSError) as error:
                 raise _unreadable(file, error) from error
 
@@ -72,21 +108,41 @@ def text_of(value: str | bytes | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
-def open_table(path: Path, column: str) -> TextTable:
-    """The table at `path`, a Parquet file or a folder of them. Raises InputError where it is none or has no such column."""
+def open_table(path: Path, column: str, out: Path) -> TextTable:
+    """The table at `path`, a Parquet file or a folder of them, to make `out` of.
+
+    Raises InputError where it is none, has no such column, or would be written over.
+    """
     if not path.exists():
         raise InputError(f"{path}: does not exist; expected a Parquet file, or a folder of them")
-    files = (path,) if path.is_file() else tuple(sorted(p for p in path.rglob("*.parquet") if not p.name.startswith(".")))
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise InputError(f"--out {out}: lies in {path}, which is read; choose a place outside of it")
+    files = (path,) if path.is_file() else tuple(sorted(_inside(path)))
     if not files:
         raise InputError(f"{path}: holds no .parquet file")
+    if out.resolve() in (own := {path.resolve() for path in files}) or dropped_path(out).resolve() in own:
+        raise InputError(f"--out {out}: would write over the input {path}; choose another name")
     schemas = [_schema(file) for file in files]
     for file, schema in zip(files, schemas, strict=True):
         if column not in schema.names:
             raise InputError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
-        if not schema.equals(schemas[0]):
-            raise InputError(f"{file}: other columns than {files[0]}: {_difference(schemas[0], schema)}")
+        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+            raise InputError(f"{file}: has two columns {twice[0]!r}; rename one of them")
+        if odd := _kinds(schema) ^ _kinds(schemas[0]):
+            name, kind = min(odd, key=str)
+            raise InputError(f"{file}: other columns than {files[0]}: {name} ({kind}) is in only one of them")
     _check_kind(files[0], column, schemas[0].field(column).type)
     return TextTable(path=path, files=files, column=column, schema=schemas[0].remove_metadata())
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*.parquet"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _kinds(schema: pa.Schema) -> set[tuple[str, pa.DataType]]:
+    return {(field.name, field.type) for field in schema}
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -100,79 +156,29 @@ def _unreadable(file: Path, error: Exception) -> InputError:
     return InputError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})")
 
 
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    odd = [field for field in other if field not in one] or [field for field in one if field not in other]
-    return ", ".join(f"{field.name} ({field.type})" for field in odd) or "another order"
-
-
 def _check_kind(file: Path, column: str, kind: pa.DataType) -> None:
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    turns = kind.value_type if pa.types.is_list(kind) else None
-    chat = turns is not None and pa.types.is_struct(turns) and turns.get_field_index("content") >= 0
-    if not chat and not any(check(kind) for check in text):
+    turns = kind.value_type if pa.types.is_list(kind) else pa.null()
+    chat = pa.types.is_struct(turns) and turns.get_field_index("content") >= 0
+    if not _is_text(turns.field("content").type if chat else kind):
         raise InputError(f"{file}: column {column!r} is {kind}; expected a text, or messages (list<struct<role, content>>)")
 
 
-@contextmanager
-def with_ids(table: TextTable, work: Path) -> Iterator[TextTable]:
-    """The table itself, or a copy in `work` whose rows have ids: the hash of all that stands in them, and a number for each of
-    several equal ones."""
-    if ID in table.schema.names:
-        yield table
-        return
-    target = work / "with-ids.parquet"
-    content = "md5(to_json(source)::VARCHAR)"
-    query = (
-        f"SELECT {content} || '-' || row_number() OVER (PARTITION BY {content}) AS id, * FROM read_parquet(?) AS source ORDER BY id"
-    )
-    schema = pa.schema([pa.field(ID, pa.string()), *table.schema])
-    with _database(work) as database:
-        _write(database.sql(query, params=[[str(file) for file in table.files]]), target, schema)
-    yield TextTable(path=table.path, files=(target,), column=table.column, schema=schema)
+def _is_text(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(kind) for check in checks)
 
 
-def write_parted(table: TextTable, dropped: pa.Table, out: Path, work: Path) -> None:
-    """`out` with the rows of the table whose ids are not in `dropped`, and `out.dropped.parquet` with `dropped`.
-
-    Every row is in one of the two. The sort runs in DuckDB, out of core.
-    """
-    with _database(work) as database:
-        database.register("dropped", dropped)
-        with AtomicFile(dropped_path(out)) as file:
-            _write(database.sql("SELECT * FROM dropped ORDER BY id"), file, DROPPED_SCHEMA)
-        query = "SELECT * FROM read_parquet(?) AS source ANTI JOIN dropped ON source.id::VARCHAR = dropped.id ORDER BY id::VARCHAR"
-        with AtomicFile(out) as file:
-            _write(database.sql(query, params=[[str(file) for file in table.files]]), file, table.schema)
-
-
-def write_with(table: TextTable, columns: pa.Table, out: Path, work: Path) -> None:
-    """`out` with all rows of the table and further `columns`, which bring an `id`; sorted by id, out of core."""
-    names = [name for name in columns.schema.names if name != ID]
-    schema = pa.schema([*table.schema, *(columns.schema.field(name) for name in names)])
-    with _database(work) as database:
-        database.register("columns", columns)
-        added = ", ".join(f"columns.{name}" for name in names)
-        joined = "read_parquet(?) AS source JOIN columns ON source.id::VARCHAR = columns.id"
-        query = f"SELECT source.*, {added} FROM {joined} ORDER BY columns.id"
-        with AtomicFile(out) as file:
-            _write(database.sql(query, params=[[str(file) for file in table.files]]), file, schema)
+def check_out(out: Path) -> None:
+    """Raises InputError where it cannot be a Parquet file."""
+    if out.suffix != ".parquet":
+        raise InputError(f"--out {out}: expected a name that ends in .parquet")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; expected a file")
 
 
 def dropped_path(out: Path) -> Path:
     """`rows.parquet` -> `rows.dropped.parquet`"""
     return out.with_name(f"{out.stem}.dropped{out.suffix}")
-
-
-def check_out(out: Path, *tables: TextTable) -> None:
-    """Refuses to write over what is read."""
-    if out.suffix != ".parquet":
-        raise InputError(f"--out {out}: expected a name that ends in .parquet")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; expected a file")
-    for table in tables:
-        for file in table.files:
-            if file.resolve() in (out.resolve(), dropped_path(out).resolve()):
-                raise InputError(f"--out {out}: would write over the input {file}; choose another name")
 
 
 @contextmanager
@@ -191,34 +197,117 @@ def working_folder(out: Path) -> Iterator[Path]:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-    except duckdb.OutOfMemoryException as error:
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise WorkError(f"{out.parent}: {str(error).splitlines()[0]}") from error
     except OSError as error:
-        free = shutil.disk_usage(out.parent).free // 2**20
-        raise WorkError(f"{error.filename or out}: {error.strerror or error} ({free:,} MiB are free)") from error
+        raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
 
-@contextmanager
-def _database(work: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect() as database:
-        database.execute("SET temp_directory = ?", [str(work / "duckdb")])
-        database.execute("SET memory_limit = '1GB'")
-        yield database
+def write_table(
+    table: TextTable,
+    ids: pa.Array,
+    out: Path,
+    work: Path,
+    *,
+    dropped: pa.Table | None = None,
+    columns: Mapping[str, pa.Array] | None = None,
+) -> None:
+    """`out` with the rows of the table, sorted by `ids` (all of them, in the table's order), and further `columns` of all rows.
+
+    With `dropped` its rows stay out, and `out.dropped.parquet` gets it. Both files appear together, once both are written.
+    """
+    kept = np.ones(len(ids), dtype=bool)
+    if dropped is not None:
+        kept[pc.is_in(ids, pc.cast(dropped.column(ID), pa.large_string())).to_numpy(zero_copy_only=False)] = False
+        assert kept.sum() + dropped.num_rows == len(ids)
+    added = {} if ID in table.schema.names else {ID: ids}
+    added |= columns or {}
+    with ExitStack() as files:
+        target = files.enter_context(AtomicFile(out))
+        if dropped is not None:
+            rest = files.enter_context(AtomicFile(dropped_path(out)))
+            pq.write_table(dropped.cast(DROPPED_SCHEMA).sort_by(ID), rest, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+        _write_sorted(table, ids, kept, added, target, work)
 
 
-def _write(rows_of: Any, file: Path, schema: pa.Schema) -> None:
-    """zstd, row groups of a fixed size: the same rows give the same bytes."""
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        waiting: list[pa.RecordBatch] = []
-        rows = 0
-        for batch in rows_of.to_arrow_reader(_ROWS_PER_BATCH):
-            waiting.append(batch)
-            rows += batch.num_rows
-            if rows >= _ROWS_PER_GROUP:
-                table = pa.Table.from_batches(waiting)
-                while table.num_rows >= _ROWS_PER_GROUP:
-                    writer.write_table(table.slice(0, _ROWS_PER_GROUP).cast(schema), row_group_size=_ROWS_PER_GROUP)
-                    table = table.slice(_ROWS_PER_GROUP)
-                waiting, rows = table.to_batches(), table.num_rows
-        if rows:
-            writer.write_table(pa.Table.from_batches(waiting).cast(schema), row_group_size=_ROWS_PER_GROUP)
+def _write_sorted(
+    table: TextTable,
+    ids: pa.Array,
+    kept: np.ndarray[Any, np.dtype[np.bool_]],
+    added: Mapping[str, pa.Array],
+    target: Path,
+    work: Path,
+) -> None:
+    """Rows go to a file for each stretch of the result first, then each stretch is put into its order."""
+    made = [(ID, pa.string())] if ID in added else []
+    extra = [(name, array.type) for name, array in added.items() if name != ID]
+    schema = pa.schema([*made, *table.schema, *extra])
+    rows = int(kept.sum())
+    groups = max(1, -(-rows // _ROWS_PER_GROUP))
+    stretch = _ROWS_PER_GROUP * -(-groups // _MOST_FILES)
+    order = pc.sort_indices(ids).to_numpy()
+    place = np.full(len(ids), -1)
+    place[order[kept[order]]] = np.arange(rows)
+    with ExitStack() as streams:
+        scattered = _Scattered(work, streams)
+        done = 0
+        for batch in table.batches():
+            part = slice(done, done + batch.num_rows)
+            whole = pa.Table.from_batches([batch])
+            for name, array in added.items():
+                whole = whole.append_column(name, array.slice(done, batch.num_rows))
+            scattered.add(_plain(whole), place[part], stretch)
+            done += batch.num_rows
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for number in range(-(-rows // stretch)):
+                found, places = scattered.take(number)
+                found = found.take(np.argsort(places)).combine_chunks()
+                columns = [_as(found.column(field.name), field.type) for field in schema]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=_ROWS_PER_GROUP)
+
+
+class _Scattered:
+    """Rows on the disk by the stretch of the result that they are of."""
+
+    def __init__(self, work: Path, streams: ExitStack) -> None:
+        self._work, self._streams = work, streams
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._places: dict[int, list[I64]] = {}
+
+    def add(self, rows: pa.Table, places: I64, stretch: int) -> None:
+        numbers = np.where(places < 0, -1, places // stretch)
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            own = np.flatnonzero(numbers == number)
+            if number not in self._writers:
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                writer = pa.ipc.new_stream(self._path(number), rows.schema, options=options)
+                self._writers[number] = self._streams.enter_context(writer)
+                self._places[number] = []
+            self._writers[number].write_table(rows if len(own) == rows.num_rows else rows.take(own))
+            self._places[number].append(places[own])
+
+    def take(self, number: int) -> tuple[pa.Table, I64]:
+        """Everything of one stretch, once, with its places."""
+        self._writers.pop(number).close()
+        with pa.ipc.open_stream(self._path(number)) as stream:
+            rows = stream.read_all()
+        self._path(number).unlink()
+        return rows, np.concatenate(self._places.pop(number))
+
+    def _path(self, number: int) -> Path:
+        return self._work / f"{number}.arrow"
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    """Dictionaries differ from batch to batch: their values are what is moved."""
+    kinds = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in rows.schema]
+    return pa.Table.from_arrays(
+        [column.cast(kind) if column.type != kind else column for column, kind in zip(rows.columns, kinds, strict=True)],
+        names=rows.schema.names,
+    )
+
+
+def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    return column if column.type == kind else column.cast(kind)

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import dedup as module
+from pipeline.clean import tables
 from pipeline.clean.dedup import dedup
-from pipeline.clean.tables import dropped_path
+from pipeline.clean.tables import dropped_path, open_table
 from pipeline.errors import InputError, WorkError
 
 
@@ -158,6 +162,9 @@ def test_no_row_and_no_duplicate_are_no_problem(tmp_path):
         ({"column": "txt"}, "in.parquet: no column 'txt'; it has text, id, n"),
         ({"column": "n"}, "column 'n' is int64; expected a text, or messages"),
         ({"out": "in.parquet"}, "would write over the input"),
+        ({"path": "unlike", "out": "unlike/out.parquet"}, "lies in .*unlike, which is read"),
+        ({"path": "list.parquet"}, r"column 'id' is list<.*>; expected texts or numbers"),
+        ({"path": "parts.parquet", "column": "messages"}, "column 'messages' is .*; expected a text, or messages"),
         ({"out": "out.csv"}, "expected a name that ends in .parquet"),
         ({"threshold": 0.0}, "threshold = 0.0: expected more than 0 and at most 1"),
         ({"path": "twice.parquet"}, "id 'a' stands in more than one row"),
@@ -171,6 +178,8 @@ def test_what_is_wrong_is_told_with_its_file(tmp_path, change, message):
     write(tmp_path / "null.parquet", ["a", "b"], id=["a", None])
     write(tmp_path / "unlike" / "1.parquet", ["a"])
     write(tmp_path / "unlike" / "2.parquet", ["a"], n=[1])
+    write(tmp_path / "list.parquet", ["a"], id=[["x"]])
+    write(tmp_path / "parts.parquet", ["a"], messages=[[{"role": "user", "content": ["a"]}]])
     (tmp_path / "text.parquet").write_text("no table")
     (tmp_path / "empty").mkdir()
     given_ = {"path": "in.parquet", "column": "text", "out": "out.parquet", **change}
@@ -184,13 +193,143 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, monkeypatch):
     rows = write(tmp_path / "in.parquet", ["a", "b"])
     (tmp_path / "out.parquet").write_bytes(b"of yesterday")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
-    monkeypatch.setattr(module, "write_parted", full)
-    with pytest.raises(WorkError, match=r"No space left on device \([\d,]+ MiB are free\)"):
+    monkeypatch.setattr(module, "write_table", full)
+    with pytest.raises(WorkError, match="No space left on device"):
         dedup(rows, "text", tmp_path / "out.parquet")
     assert (tmp_path / "out.parquet").read_bytes() == b"of yesterday"
+
+
+ODD_COLUMNS = {
+    "source": pa.array(["wiki", "wiki", "wiki"]),
+    "dropped": pa.array([1.5, None, float("nan")]),
+    "Text": pa.array(["x", "y", "z"]),
+    "": pa.array([True, None, False]),
+    "nested": pa.array([{"a": 1, "A": 2}, None, {"a": 3, "A": 4}], pa.struct([("a", pa.int8()), ("A", pa.int64())])),
+    "decimal": pa.array([Decimal(10) ** 60, None, Decimal(-1)], pa.decimal256(76, 2)),
+    "half": pa.array(np.array([1, 2, 3], np.float16)),
+    "map": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int32())),
+    "zone": pa.array([datetime(2026, 1, 2, tzinfo=UTC)] * 3, pa.timestamp("us", "Europe/Paris")),
+    "fixed": pa.array([b"ab", None, b"cd"], pa.binary(2)),
+    "tag": pa.array(["b", "a", "b"]).dictionary_encode(),
+    "uuid": pa.array([b"0123456789abcdef"] * 3, pa.uuid()),
+    "none": pa.nulls(3),
+}
+
+
+@pytest.mark.parametrize(
+    "ids", [[3.5, 1.0, 2.0], [b"c", b"a", b"b"], [Decimal("1E-10"), Decimal(2), Decimal(3)], [date(2026, 1, d) for d in (3, 1, 2)]]
+)
+def test_values_and_types_of_all_columns_stay_and_no_row_is_in_both_files(tmp_path, ids):
+    table = pa.table({"id": ids, "text": ["one row", "One  row", "other"], **ODD_COLUMNS})
+    pq.write_table(table, tmp_path / "in.parquet")
+
+    report = dedup(tmp_path / "in.parquet", "text", tmp_path / "out.parquet")
+
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.schema.remove_metadata() == pq.read_schema(tmp_path / "in.parquet").remove_metadata()
+    read_back = pq.read_table(tmp_path / "in.parquet")
+    kept = [ids.index(value) for value in out.column("id").to_pylist()]
+    assert (report.kept, report.exact) == (2, 1) and sorted(kept) == [1, 2]
+    expected = read_back.take(kept)
+    for name in table.schema.names:
+        assert repr(out.column(name).to_pylist()) == repr(expected.column(name).to_pylist())
+    assert len(pq.read_table(dropped_path(tmp_path / "out.parquet"))) == 1
+
+
+def test_folders_and_files_are_read_as_they_are_called(tmp_path):
+    write(tmp_path / "in" / "text=77" / "rows*.parquet", ["a", "b"], id=[1, 2])
+    write(tmp_path / "in" / "text=77" / "rowsX.parquet", ["c"], id=[3])
+    write(tmp_path / "in" / ".cache" / "old.parquet", ["d"], id=[1])
+    (tmp_path / "in" / "folder.parquet").mkdir()
+
+    dedup(tmp_path / "in", "text", tmp_path / "out.parquet")
+
+    assert [row["text"] for row in read(tmp_path / "out.parquet")[0]] == ["a", "b", "c"]
+
+
+def test_files_may_differ_in_the_order_of_columns(tmp_path):
+    pq.write_table(pa.table({"id": [1], "text": ["a"], "n": [5]}), (tmp_path / "in").mkdir() or tmp_path / "in" / "1.parquet")
+    pq.write_table(pa.table({"n": [6], "text": ["b"], "id": [2]}), tmp_path / "in" / "2.parquet")
+
+    dedup(tmp_path / "in", "text", tmp_path / "out.parquet")
+
+    assert [row["n"] for row in read(tmp_path / "out.parquet")[0]] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0130stanbul", "I\u0307stanbul"),  # a letter that Arrow and Unicode lower-case differently
+        ("\u2fba", "\u9a6c"),  # a radical, of which NFKC makes a traditional character
+        ("\uff76\u99ac", "\u30ab\u99ac"),  # half-width kana
+        ("\u897f\u8499\u30fb\u99ac", "\u897f\u8499\u30fb\u9a6c"),  # a middle dot that is no kana
+        ("\u1112\u1161\u11ab", "\ud55c"),  # Hangul jamo
+        ("\ufb01n", "FIN"),
+        ("\u212a\u00a0 m", "k\u3000M"),
+    ],
+)
+def test_what_normalisation_makes_equal_is_an_exact_duplicate(tmp_path, one, other):
+    rows = write(tmp_path / "in.parquet", [one, other])
+
+    assert dedup(rows, "text", tmp_path / "out.parquet").exact == 1
+
+
+def test_bytes_that_are_no_text_in_a_text_column_are_moved_as_they_are(tmp_path):
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"a\xffb\xfe")])
+    pq.write_table(pa.table({"id": ["1", "2"], "text": broken, "other": broken}), tmp_path / "in.parquet")
+
+    assert dedup(tmp_path / "in.parquet", "text", tmp_path / "out.parquet").kept == 2
+    assert pq.read_table(tmp_path / "out.parquet").column("other").cast(pa.binary()).to_pylist() == [b"a\xff", b"b\xfe"]
+
+
+def test_copies_inside_an_earlier_release_cost_nothing_and_warn_of_nothing(tmp_path):
+    template = long_text(1, 400)
+    released = write(
+        tmp_path / "old.parquet", ["same"] * 3000 + [f"{template} {long_text(n, 90)}" for n in range(400)], id=["x"] * 3400
+    )
+    rows = write(tmp_path / "in.parquet", ["Same", "new"], id=["a", "b"])
+
+    report = dedup(rows, "text", tmp_path / "out.parquet", against=released)
+
+    assert (report.kept, report.exact, report.candidates, report.not_compared) == (1, 1, 0, 0)
+
+
+def test_large_rows_are_read_a_few_at_a_time(tmp_path):
+    rows = write(tmp_path / "in.parquet", [long_text(n, 1000) * 2_000 for n in range(30)])
+
+    sizes = [len(batch) for batch in open_table(rows, "text", tmp_path / "out.parquet").batches()]
+
+    assert sum(sizes) == 30 and max(sizes) <= 8
+
+
+def test_both_files_appear_together(tmp_path, monkeypatch):
+    rows = write(tmp_path / "in.parquet", ["a", "A"])
+    dedup(rows, "text", tmp_path / "out.parquet")
+    before = [path.read_bytes() for path in (tmp_path / "out.parquet", tmp_path / "out.dropped.parquet")]
+    rows = write(tmp_path / "in.parquet", ["b", "B"])
+    monkeypatch.setattr(tables, "_write_sorted", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    with pytest.raises(WorkError, match="No space left"):
+        dedup(rows, "text", tmp_path / "out.parquet")
+
+    assert [path.read_bytes() for path in (tmp_path / "out.parquet", tmp_path / "out.dropped.parquet")] == before
+
+
+def test_more_stretches_than_files_may_be_open(tmp_path, monkeypatch):
+    texts = [f"{number:04d}" for number in random.Random(1).sample(range(1000), 1000)]
+    rows = write(tmp_path / "in.parquet", texts, id=texts)
+    dedup(rows, "text", tmp_path / "one.parquet", threshold=1.0)
+    monkeypatch.setattr(tables, "_ROWS_PER_GROUP", 7)
+    monkeypatch.setattr(tables, "_MOST_FILES", 4)
+
+    dedup(rows, "text", tmp_path / "out.parquet", threshold=1.0)
+
+    assert [row["id"] for row in read(tmp_path / "out.parquet")[0]] == sorted(texts)
+    assert pq.read_metadata(tmp_path / "out.parquet").row_group(0).num_rows == 7
+    assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "out.parquet"))
 
 
 @pytest.mark.slow
