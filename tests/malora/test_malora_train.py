@@ -175,6 +175,20 @@ def test_the_processes_of_one_training_prepare_its_folder_together(tmp_path):
     assert all((tmp_path / f"{number}" / ".checkpoints" / "run.json").is_file() for number in range(40))
 
 
+def test_a_kill_between_the_two_moves_of_a_finished_adapter_is_mended(tmp_path):
+    folder = RunFolder(tmp_path / "out", "this run")
+    folder.prepare(replace=False)
+    adapter = folder.work / "adapter"
+    adapter.mkdir()
+    (adapter / ADAPTER).write_text("weights")
+    (folder.out / "adapter_config.json").write_text("moved before the kill")
+
+    folder.finish(adapter, {"fingerprint": "this run"}, {})
+
+    assert folder.finished() == {"fingerprint": "this run"}
+    assert (folder.out / "adapter_config.json").read_text() == "moved before the kill"
+
+
 def test_a_half_written_checkpoint_is_not_used(tmp_path):
     from malora.trainer import WHOLE, last_checkpoint
 
