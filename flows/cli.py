@@ -86,7 +86,7 @@ def main() -> None:
     """Build multilingual fine-tuning data and train MALoRA adapters on it.
 
     Start with `glotloom demo`. Then copy a shipped recipe, point it at your own sources and teacher, and run `glotloom build`
-    and `glotloom train`. Every command can be killed and run again: it goes on where it stopped.
+    and `glotloom train`. Every command can be killed and run again: build and train go on where they stopped.
     """
 
 
