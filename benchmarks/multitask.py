@@ -823,6 +823,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "The same seed gives the same numbers on the same machine and number of threads.",
     )
     parser.add_argument("--experiment", choices=["all", *EXPERIMENTS], default="all", help="options: malora's, and hydra, on inter")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="of the experiment, only these (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
     parser.add_argument(
         "--steps", type=int, default=60, help="optimizer steps of inter and intra; tuning and rank: two thirds (default 60)"
@@ -863,6 +864,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(asked.threads)
     plans = plan(EXPERIMENTS if asked.experiment == "all" else [asked.experiment], asked.seeds, asked.steps)
+    plans = [item for item in plans if asked.variants is None or item.variant in asked.variants]
     benchmark = Benchmark(results, asked.data, asked.cache, asked.steps)
     if asked.dry_run:
         print("\n".join(benchmark.dry_run(plans)))

@@ -45,7 +45,7 @@ def pool_stage(recipe: Recipe, task: str) -> Stage:
     config = asdict(pool) | {"path": Path(pool.path).name, "budget": _wanted(pool), "task": task}
     return Stage(
         name=f"pool-{task}",
-        version=2,
+        version=3,
         run=functools.partial(_read_pool, pool=pool, path=path, task=task),
         config=config,
         files=(path,),
