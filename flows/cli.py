@@ -6,26 +6,24 @@ Torch and Prefect take seconds to import, so commands import what they need them
 from __future__ import annotations
 
 import json
-import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import click
 
+from flows.clean_commands import dedup, identify, parallel
+from flows.plain_errors import WorkFailure, plain_errors
 from flows.progress import ProgressBar
 from flows.recipes import find_recipe, shipped_recipes
-from pipeline import InputError, WorkError, __version__
+from pipeline import InputError, __version__
 
 # What transformers and PEFT will rename concerns their callers, not the users of a command.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _SET = click.option(
     "--set",
@@ -34,50 +32,6 @@ _SET = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the recipe, e.g. teachers.main.base_url=http://127.0.0.1:8000/v1. May be repeated.",
 )
-
-
-class _InputFailure(click.ClickException):
-    """What ends a command in one line of explanation."""
-
-    exit_code = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"glotloom: {self.message}", err=True)
-
-
-class _WorkFailure(_InputFailure):
-    exit_code = 1
-
-
-def _plain_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the errors that users can act on into one line and an exit code."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except InputError as error:
-            raise _InputFailure(str(error)) from error
-        except WorkError as error:
-            raise _WorkFailure(str(error)) from error
-        except KeyboardInterrupt as error:
-            raise _WorkFailure("interrupted; run the same command again") from error
-        except Exception as error:
-            if _is_malora_input_error(error):
-                raise _InputFailure(str(error)) from error
-            if isinstance(error, OSError) and error.strerror:
-                raise _WorkFailure(f"{error.filename or ''}: {error.strerror}") from error
-            raise
-
-    return run
-
-
-def _is_malora_input_error(error: Exception) -> bool:
-    malora = sys.modules.get("malora")
-    return malora is not None and isinstance(error, malora.InputError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -90,6 +44,10 @@ def main() -> None:
     """
 
 
+for _command in (dedup, identify, parallel):
+    main.add_command(_command)
+
+
 @main.command()
 @click.argument("recipe")
 @click.option(
@@ -97,7 +55,7 @@ def main() -> None:
 )
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of unfinished and re-usable stages.  [default: OUT/.stages]")
 @_SET
-@_plain_errors
+@plain_errors
 def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -> None:
     """Build the dataset of RECIPE, a TOML file or the name of a shipped recipe.
 
@@ -132,7 +90,7 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
 )
 @click.option("--json-progress", is_flag=True, help="Progress as JSON lines on standard output, for a supervisor.")
 @_SET
-@_plain_errors
+@plain_errors
 def train(recipe: str, data: Path, out: Path, replace: bool, json_progress: bool, overrides: Sequence[str]) -> None:
     """Train a MALoRA adapter on a dataset, as the [training] table of RECIPE says.
 
@@ -181,7 +139,7 @@ def loss_line(record: dict[str, Any]) -> str:
     help="hf: a DatasetDict on disk; ultralink: {language}_{task}.jsonl.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@_plain_errors
+@plain_errors
 def export(dataset: Path, layout: str, out: Path) -> None:
     """Write a finished DATASET in another layout."""
     from pipeline.dataset import export as run_export
@@ -204,7 +162,7 @@ def export(dataset: Path, layout: str, out: Path) -> None:
     type=click.IntRange(min=2),
     help="How many rows to take, validation rows first; up to a quarter of them is held out to measure.",
 )
-@_plain_errors
+@plain_errors
 def export_lora(adapter: Path, out: Path, data: Path | None, language: str | None, task: str | None, rows: int) -> None:
     """Write ADAPTER as a plain LoRA, for programs that know no MALoRA: stock PEFT, vLLM.
 
@@ -271,82 +229,10 @@ def _max_tokens(adapter: Path) -> int:
 
 
 @main.command()
-@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
-@click.option("--column", default="text", show_default=True, help="What to compare: a column of texts, or messages.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
-@click.option(
-    "--against", type=click.Path(path_type=Path), help="Rows released earlier, as IN: what duplicates one of them leaves."
-)
-@click.option(
-    "--threshold", default=0.8, show_default=True, help="Least Jaccard similarity of near-duplicates, more than 0 and at most 1."
-)
-@click.option(
-    "--keep",
-    default="longest",
-    show_default=True,
-    type=click.Choice(["longest", "first"]),
-    help="Which of several duplicates stays: the longest, or the first by id.",
-)
-@_plain_errors
-def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str) -> None:
-    """Take the duplicates out of IN, a Parquet file or a folder of them.
-
-    OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
-    partner_id and score of the rest; both are sorted by id. Without a column `id` rows get one, of their content.
-
-    First what is equal but for Unicode form, case, white space and Chinese script leaves, then near-duplicates: rows that share
-    most windows of 5 characters with a row that stays, each compared in full. A chain of small changes does not pull its ends
-    together.
-    Rows may be of any length and script. The same rows give the same bytes, in whatever order and files they come.
-
-    \b
-    Examples:
-      glotloom dedup rows.parquet --out clean.parquet
-      glotloom dedup folder --column messages --against release-1.parquet --out new.parquet
-    """
-    from pipeline.clean.dedup import dedup as run_dedup
-
-    with ProgressBar() as progress:
-        done = run_dedup(rows, column, out, threshold=threshold, against=against, keep=keep, progress=progress)
-    click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows; {done.exact:,} exact and {done.near:,} near-duplicates left")
-    if done.not_compared:
-        click.echo(
-            f"glotloom: warning: of rows that are alike throughout (one template?) {done.not_compared:,} pairs were not compared; "
-            "what was compared is right",
-            err=True,
-        )
-
-
-@main.command()
-@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
-@click.option("--column", default="text", show_default=True, help="What to identify: a column of texts, or messages.")
-@click.option("--languages", required=True, metavar="CODES", help="The languages to expect, such as en,zh,ru.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows.")
-@_plain_errors
-def identify(rows: Path, column: str, languages: str, out: Path) -> None:
-    """Tell the language of each row of IN, a Parquet file or a folder of them.
-
-    OUT gets all rows, sorted by id, with two more columns: identified_language (ISO 639-1, or `undetermined` where a text is too
-    short to say) and identified_score (0 to 1). Languages that are not among CODES are found too, on stronger evidence. Code,
-    LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'.
-
-    \b
-    Example:
-      glotloom identify rows.parquet --languages en,zh,ru,fr,es --out identified.parquet
-    """
-    from pipeline.clean.identify_table import identify_table
-
-    codes = [code.strip() for code in languages.split(",") if code.strip()]
-    with ProgressBar() as progress:
-        counts = identify_table(rows, column, codes, out, progress=progress)
-    click.echo(f"{out}: {', '.join(f'{language} {count:,}' for language, count in counts.items()) or 'no rows'}")
-
-
-@main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--adapter", type=click.Path(path_type=Path), help="Show the training of this adapter too.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the page goes.  [default: DATASET/report.html]")
-@_plain_errors
+@plain_errors
 def report(dataset: Path, adapter: Path | None, out: Path | None) -> None:
     """Draw the report of a finished DATASET: one HTML page that needs no network."""
     page = out or dataset / "report.html"
@@ -380,7 +266,7 @@ def _read_training(adapter: Path) -> dict[str, Any]:
 @main.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.argument("row_id")
-@_plain_errors
+@plain_errors
 def explain(dataset: Path, row_id: str) -> None:
     """Say where a row came from and what each stage decided, for kept and dropped rows alike.
 
@@ -393,7 +279,7 @@ def explain(dataset: Path, row_id: str) -> None:
 
 
 @main.command()
-@_plain_errors
+@plain_errors
 def doctor() -> None:
     """Show the versions of what glotloom works with, which optional parts are missing and how to get them."""
     from flows.doctor import examine
@@ -403,7 +289,7 @@ def doctor() -> None:
         click.echo(line)
         healthy &= fine
     if not healthy:
-        raise _WorkFailure("something that glotloom needs is missing or too new; the lines above say how to mend it")
+        raise WorkFailure("something that glotloom needs is missing or too new; the lines above say how to mend it")
 
 
 @main.command()
@@ -411,7 +297,7 @@ def doctor() -> None:
     "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the dataset, adapter and report."
 )
 @_SET
-@_plain_errors
+@plain_errors
 def demo(out: Path, overrides: Sequence[str]) -> None:
     """Build a five-language dataset from sample knowledge, train a MALoRA adapter on it, write a report.
 
@@ -425,7 +311,7 @@ def demo(out: Path, overrides: Sequence[str]) -> None:
 
 
 @main.command()
-@_plain_errors
+@plain_errors
 def recipes() -> None:
     """List the shipped recipes with their files, to run by name or to copy and edit."""
     from importlib import resources

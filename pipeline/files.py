@@ -17,6 +17,13 @@ HASHES_FOLDER = "file-hashes"
 LOCK_FILE = ".lock"
 
 
+def cache_folder() -> Path:
+    """`GLOTLOOM_CACHE`, else `glotloom` in `XDG_CACHE_HOME`, else `~/.cache/glotloom`."""
+    if chosen := os.environ.get("GLOTLOOM_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glotloom"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Sorted, indented, durable and atomic: the file is there whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2) + "\n")

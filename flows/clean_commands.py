@@ -1,0 +1,139 @@
+"""The commands that clean anybody's Parquet files: the stages of a build, each by itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from flows.plain_errors import plain_errors
+from flows.progress import ProgressBar
+
+_WORKERS = click.option(
+    "--workers",
+    default=os.cpu_count() or 1,
+    show_default="one a core",
+    type=click.IntRange(min=1),
+    help="Processes at work. The result is the same for any number.",
+)
+
+
+@click.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to compare: a column of texts, or messages.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Rows released earlier, as IN: what duplicates one of them leaves."
+)
+@click.option(
+    "--threshold", default=0.8, show_default=True, help="Least Jaccard similarity of near-duplicates, more than 0 and at most 1."
+)
+@click.option(
+    "--keep",
+    default="longest",
+    show_default=True,
+    type=click.Choice(["longest", "first"]),
+    help="Which of several duplicates stays: the longest, or the first by id.",
+)
+@plain_errors
+def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str) -> None:
+    """Take the duplicates out of IN, a Parquet file or a folder of them.
+
+    OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
+    partner_id and score of the rest; both are sorted by id. Without a column `id` rows get one, of their content.
+
+    First what is equal but for Unicode form, case, white space and Chinese script leaves, then near-duplicates: rows that share
+    most windows of 5 characters with a row that stays, each compared in full. A chain of small changes does not pull its ends
+    together.
+    Rows may be of any length and script. The same rows give the same bytes, in whatever order and files they come.
+
+    \b
+    Examples:
+      glotloom dedup rows.parquet --out clean.parquet
+      glotloom dedup folder --column messages --against release-1.parquet --out new.parquet
+    """
+    from pipeline.clean.dedup import dedup as run_dedup
+
+    with ProgressBar() as progress:
+        done = run_dedup(rows, column, out, threshold=threshold, against=against, keep=keep, progress=progress)
+    click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows; {done.exact:,} exact and {done.near:,} near-duplicates left")
+    if done.not_compared:
+        click.echo(
+            f"glotloom: warning: of rows that are alike throughout (one template?) {done.not_compared:,} pairs were not compared; "
+            "what was compared is right",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to identify: a column of texts, or messages.")
+@click.option("--languages", required=True, metavar="CODES", help="The languages to expect, such as en,zh,ru.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows.")
+@plain_errors
+def identify(rows: Path, column: str, languages: str, out: Path) -> None:
+    """Tell the language of each row of IN, a Parquet file or a folder of them.
+
+    OUT gets all rows, sorted by id, with two more columns: identified_language (ISO 639-1, or `undetermined` where a text is too
+    short to say) and identified_score (0 to 1). Languages that are not among CODES are found too, on stronger evidence. Code,
+    LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'.
+
+    \b
+    Example:
+      glotloom identify rows.parquet --languages en,zh,ru,fr,es --out identified.parquet
+    """
+    from pipeline.clean.identify_table import identify_table
+
+    codes = [code.strip() for code in languages.split(",") if code.strip()]
+    with ProgressBar() as progress:
+        counts = identify_table(rows, column, codes, out, progress=progress)
+    click.echo(f"{out}: {', '.join(f'{language} {count:,}' for language, count in counts.items()) or 'no rows'}")
+
+
+@click.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to compare: a column of texts, or messages.")
+@click.option("--language-column", default="language", show_default=True, help="The column with each row's ISO 639-1 code.")
+@click.option("--languages", metavar="CODES", default="", help="Compare only these, such as en,zh,ru.  [default: all of IN]")
+@click.option("--out", required=True, metavar="GROUPS", type=click.Path(path_type=Path), help="A Parquet file for the groups.")
+@click.option(
+    "--precision", default=0.97, show_default=True, help="Share of pairs to be right, by estimate, in each pair of languages."
+)
+@_WORKERS
+@plain_errors
+def parallel(rows: Path, column: str, language_column: str, languages: str, out: Path, precision: float, workers: int) -> None:
+    """Find the rows of IN, a Parquet file or a folder of them, that say the same in different languages.
+
+    GROUPS gets id, group_id and score of every row that has a counterpart, sorted by id. Rows that share a value in a column
+    `group_id` of IN belong together from the start. The others are compared by what they mean (pip install
+    'glotloom[embeddings]'; in ar de en es fr it ja ko nl pl pt ru th tr zh), and texts whose numbers, URLs or code differ are
+    never put together. How near two texts have to be is fitted to IN for each pair of languages.
+
+    Embeddings are kept in ~/.cache/glotloom (GLOTLOOM_CACHE), so that the next run, and one that was killed, has them.
+
+    \b
+    Examples:
+      glotloom parallel rows.parquet --out groups.parquet
+      glotloom parallel DATASET/data --column messages --languages en,fr --out groups.parquet
+    """
+    from pipeline.clean.parallel_table import parallel as run_parallel
+
+    codes = [code.strip() for code in languages.split(",") if code.strip()]
+    with ProgressBar() as progress:
+        done = run_parallel(
+            rows,
+            column,
+            out,
+            language_column=language_column,
+            languages=codes,
+            precision=precision,
+            workers=workers,
+            progress=progress,
+        )
+    click.echo(f"{out}: {done.groups:,} groups of {done.grouped:,} rows; {done.alone:,} rows have no counterpart")
+    if done.not_compared:
+        click.echo(f"{done.not_compared:,} rows were not compared: in other languages, or without a letter")
+    for (a, b), count in done.pairs.items():
+        fitted = done.thresholds[a, b]
+        click.echo(f"  {a}-{b}  {count:>7,} pairs   least margin {fitted.margin:.3f}, {fitted.wrong:.1%} estimated wrong")

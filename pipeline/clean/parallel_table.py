@@ -1,0 +1,203 @@
+"""`glotloom parallel`: which rows of any Parquet file or folder say the same in different languages."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.clean.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
+from pipeline.clean.facts import Facts, facts
+from pipeline.clean.parallel import Threshold, parallel_groups
+from pipeline.clean.shingles import I64
+from pipeline.clean.tables import ID, TextTable, check_out, open_table, text_of, working_folder
+from pipeline.errors import InputError
+from pipeline.files import AtomicFile
+from pipeline.sample import content_hash
+
+LINEAGE = "group_id"
+SCHEMA = pa.schema([(ID, pa.string()), ("group_id", pa.string()), ("score", pa.float64())])
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelReport:
+    """`rows_in == grouped + alone + not_compared`."""
+
+    rows_in: int
+    groups: int
+    grouped: int
+    alone: int
+    not_compared: int
+    """In other languages than those asked for, or without a letter or digit."""
+    pairs: dict[tuple[str, str], int]
+    """Pairs of rows in the groups, by pair of languages."""
+    thresholds: dict[tuple[str, str], Threshold]
+
+
+def parallel(
+    path: Path,
+    column: str,
+    out: Path,
+    *,
+    language_column: str = "language",
+    languages: Sequence[str] = (),
+    precision: float = 0.97,
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> ParallelReport:
+    """Write `id, group_id, score` of every row that has a counterpart in another language to `out`, sorted by id.
+
+    A group holds at most one row of a language, but for what a column `group_id` says: rows that share a value there belong
+    together, whatever they say. `score` is a row's mean ratio margin to the others of its group: about 1 for texts that have no
+    more to do with each other than with their neighbours. `precision` is the estimated share of right pairs at which the least
+    margin of each pair of languages is set. `cache` holds the embeddings (default: the user's cache folder).
+    """
+    if not 0 < precision < 1:
+        raise InputError(f"precision = {precision}: expected between 0 and 1")
+    check_out(out)
+    table = open_table(path, column, out)
+    if language_column not in table.schema.names:
+        raise InputError(
+            f"{path}: no column {language_column!r} that tells the language; name it with --language-column, or add one with "
+            "`glotloom identify`"
+        )
+    codes = _column(table, language_column)
+    chosen = _chosen(codes, languages, f"{path}, column {language_column}")
+    with working_folder(out) as work:
+        ids = table.ids()
+        order = pc.sort_indices(ids).to_numpy()
+        place = np.empty(len(ids), dtype=np.int64)
+        place[order] = np.arange(len(ids))
+        usable = _say_something(table, np.isin(codes, sorted(chosen)), lambda done: progress("reading", done, len(ids)))
+        rows = np.sort(place[usable])  # of the rows that are compared, their places by id
+        place = np.searchsorted(rows, place)
+        vectors = _on_disk(work / "vectors.npy", len(rows))
+        stated: list[Facts] = [facts("")] * len(rows)
+        with Embedder(workers, cache) as embedder:
+            done = 0
+            for found in embedder.embed(_texts(table, usable, place, stated)):
+                vectors[place[usable[done : done + len(found)]]] = found
+                done += len(found)
+                progress("embedding", done, len(rows))
+        by_place = order[rows]
+        groups = parallel_groups(
+            vectors,
+            codes[by_place].tolist(),
+            stated.__getitem__,
+            known=_lineage(table)[by_place] if LINEAGE in table.schema.names else None,
+            precision=precision,
+            progress=lambda done, total: progress("comparing", done, total),
+        )
+        found = _table(ids.take(by_place), groups.group, groups.score)
+        with AtomicFile(out) as target:
+            pq.write_table(found, target, compression="zstd")
+        pairs = Counter(
+            (a, b)
+            for members in _members(groups.group)
+            for a, b in itertools.combinations(sorted(codes[by_place[members]].tolist()), 2)
+            if a != b
+        )
+    return ParallelReport(
+        rows_in=len(ids),
+        groups=len(set(groups.group[groups.group >= 0].tolist())),
+        grouped=found.num_rows,
+        alone=len(rows) - found.num_rows,
+        not_compared=len(ids) - len(rows),
+        pairs=dict(sorted(pairs.items())),
+        thresholds=groups.thresholds,
+    )
+
+
+def _on_disk(file: Path, rows: int) -> Vectors:
+    if not rows:
+        return np.empty((0, DIMENSIONS), dtype=np.float16)
+    vectors: Vectors = np.lib.format.open_memmap(file, "w+", np.float16, (rows, DIMENSIONS))
+    return vectors
+
+
+def _column(table: TextTable, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+    try:
+        values = [batch.column(0).cast(pa.string()).to_pylist() for batch in table.batches([name])]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(f"{table.path}: column {name!r} is {table.schema.field(name).type}; expected language codes") from None
+    return np.array([value or "" for part in values for value in part], dtype=np.str_)
+
+
+def _chosen(codes: np.ndarray[tuple[int], np.dtype[np.str_]], languages: Sequence[str], where: str) -> set[str]:
+    """The languages to compare: those asked for, or all that there are."""
+    present = set(codes.tolist())
+    if languages and (absent := sorted(set(languages) - present)):
+        raise InputError(f"--languages: no row is in {', '.join(absent)}; there are {', '.join(sorted(filter(None, present)))}")
+    chosen = set(languages) or present - {""}
+    check_languages(chosen, where)
+    if len(chosen) < 2:
+        raise InputError(
+            f"{where}: all rows are in {''.join(chosen) or 'no language'}; counterparts need two of {', '.join(LANGUAGES)}"
+        )
+    return chosen
+
+
+def _say_something(table: TextTable, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]], read: Callable[[int], None]) -> I64:
+    """The numbers of the wanted rows that hold a letter or digit."""
+    found, done = [], 0
+    for texts in table.texts():
+        for number, text in enumerate(texts.to_pylist(), done):
+            if wanted[number] and any(letter.isalnum() for letter in text_of(text)):
+                found.append(number)
+        done += len(texts)
+        read(done)
+    return np.array(found, dtype=np.int64)
+
+
+def _texts(table: TextTable, usable: I64, place: I64, stated: list[Facts]) -> Iterator[str]:
+    """The texts of the usable rows; on the way their facts are stated."""
+    wanted = set(usable.tolist())
+    nothing = stated[0] if stated else None
+    number = 0
+    for texts in table.texts():
+        for value in texts.to_pylist():
+            if number in wanted:
+                text = text_of(value)
+                own = facts(text)
+                if own != nothing:
+                    stated[place[number]] = own
+                yield text
+            number += 1
+
+
+def _lineage(table: TextTable) -> I64:
+    """Equal numbers for rows of an equal value, -1 for none."""
+    values = pa.chunked_array([batch.column(0) for batch in table.batches([LINEAGE])], table.schema.field(LINEAGE).type)
+    encoded = pc.dictionary_encode(values).combine_chunks()
+    numbers: I64 = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
+
+
+def _members(group: I64) -> Iterator[I64]:
+    order = np.argsort(group, kind="stable")
+    order = order[group[order] >= 0]
+    if len(order):
+        yield from np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
+def _table(ids: pa.Array, group: I64, score: np.ndarray[tuple[int], np.dtype[np.float64]]) -> pa.Table:
+    names = {int(group[members[0]]): content_hash(sorted(ids.take(members).to_pylist())) for members in _members(group)}
+    rows = np.flatnonzero(group >= 0)
+    return pa.table(
+        {
+            ID: ids.take(rows).cast(pa.string()),
+            "group_id": [names[number] for number in group[rows].tolist()],
+            "score": pa.array(score[rows].round(6), from_pandas=True),
+        },
+        schema=SCHEMA,
+    )

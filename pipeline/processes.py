@@ -1,0 +1,67 @@
+"""Work spread over processes, results in the order of the work."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from pipeline.errors import WorkError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers(Generic[Item, Result]):
+    """`function` (of a module, so that other processes find it) applied to items in `count` processes, or in this one if 1.
+
+    What comes out is the same for any count. Raises what the function raises, and WorkError where a process was killed.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], count: int) -> None:
+        self._function = function
+        self._count = count
+        # Spawned: a fork of a process that has threads (Arrow's, BLAS's) may hang.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) if count > 1 else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, items: Iterable[Item]) -> Iterator[Result]:
+        """In order; only a few items are taken ahead of the results."""
+        if self._pool is None:
+            yield from map(self._function, items)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(self._function, item))
+                if len(waiting) > 2 * self._count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkError("a worker process was killed; is the memory enough? Fewer --workers need less") from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers: they see to it themselves."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
