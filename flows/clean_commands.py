@@ -137,3 +137,68 @@ def parallel(rows: Path, column: str, language_column: str, languages: str, out:
     for (a, b), count in done.pairs.items():
         fitted = done.thresholds[a, b]
         click.echo(f"  {a}-{b}  {count:>7,} pairs   least margin {fitted.margin:.3f}, {fitted.wrong:.1%} estimated wrong")
+
+
+@click.command()
+@click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
+@click.option("--column", default="text", show_default=True, help="What to check: a column of texts, or messages.")
+@click.option(
+    "--against",
+    required=True,
+    multiple=True,
+    metavar="EVAL",
+    type=click.Path(path_type=Path),
+    help="An evaluation set: .parquet or .jsonl with question, prompt, problem, text or the like, or .tsv. May be repeated.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
+@click.option("--translations", is_flag=True, help="Find items in other languages than their own too.")
+@click.option(
+    "--language-column",
+    default="language",
+    show_default=True,
+    help="With --translations: the column with each row's ISO 639-1 code. Identified if IN has none.",
+)
+@_WORKERS
+@plain_errors
+def decontaminate(
+    rows: Path, column: str, against: tuple[Path, ...], out: Path, translations: bool, language_column: str, workers: int
+) -> None:
+    """Take out of IN, a Parquet file or a folder of them, what stands in an evaluation set.
+
+    OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
+    partner_id (file and number of the item) and score of the rest; both are sorted by id.
+
+    A row leaves that has 10 words in a row of an item, or 20 characters of a script without spaces, or the whole of a shorter item.
+    With --translations also one that says in another language what an item says, numbers included (pip install
+    'glotloom[embeddings]'; in ar de en es fr it ja ko nl pl pt ru th tr zh).
+
+    \b
+    Examples:
+      glotloom decontaminate rows.parquet --against mgsm_en.tsv --out clean.parquet
+      glotloom decontaminate rows.parquet --against gsm8k.jsonl --against mgsm_en.tsv --translations --out clean.parquet
+    """
+    from pipeline.clean.decontaminate_table import decontaminate as run_decontaminate
+
+    with ProgressBar() as progress:
+        done = run_decontaminate(
+            rows,
+            column,
+            out,
+            against,
+            translations=translations,
+            language_column=language_column,
+            workers=workers,
+            progress=progress,
+        )
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.dropped.items())
+    click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows" + (f"; left: {reasons}" if reasons else "; none left"))
+    for name, count in done.by_set.items():
+        click.echo(f"  {name}: {count:,} rows")
+    checked = done.checked
+    for count, what in (
+        (checked.items_too_short, "items are too short to be looked for word by word"),
+        (checked.items_not_comparable, "items are in languages whose translations cannot be found"),
+        (checked.rows_not_comparable, "rows are in languages that cannot be compared with items of others"),
+    ):
+        if count:
+            click.echo(f"glotloom: warning: {count:,} {what}", err=True)

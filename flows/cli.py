@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from flows.clean_commands import dedup, identify, parallel
+from flows.clean_commands import decontaminate, dedup, identify, parallel
 from flows.plain_errors import WorkFailure, plain_errors
 from flows.progress import ProgressBar
 from flows.recipes import find_recipe, shipped_recipes
@@ -44,7 +44,7 @@ def main() -> None:
     """
 
 
-for _command in (dedup, identify, parallel):
+for _command in (decontaminate, dedup, identify, parallel):
     main.add_command(_command)
 
 

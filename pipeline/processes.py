@@ -59,6 +59,18 @@ class Workers(Generic[Item, Result]):
                 future.cancel()
 
 
+def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`, the last one shorter."""
+    block: list[Item] = []
+    for item in items:
+        block.append(item)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
 def _end_with_parent() -> None:
     """A parent that was killed cannot stop its workers: they see to it themselves."""
     parent = multiprocessing.parent_process()

@@ -90,6 +90,8 @@ class Clean:
 
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     evaluation_sets: tuple[str, ...] = ()
+    evaluation_translations: bool = False
+    """Leave translations of the sets' items out as well."""
     min_answer_characters: Count = 10
     rules: tuple[Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")], ...] = ()
     """Rules of one's own, `FILE.py:FUNCTION`, asked after the built-in ones; the file is run, so it has to be trusted."""

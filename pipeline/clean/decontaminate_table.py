@@ -1,0 +1,95 @@
+"""`glotloom decontaminate`: rows of any Parquet file or folder that hold something of an evaluation set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.clean.decontaminate import Checked, Row, contaminations
+from pipeline.clean.embeddings import LANGUAGES, check_installed
+from pipeline.clean.identify import identify
+from pipeline.clean.tables import DROPPED_SCHEMA, ID, TextTable, check_out, open_table, text_of, working_folder, write_table
+from pipeline.errors import InputError
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateReport:
+    """`rows_in == kept + Σ dropped`."""
+
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+    """By reason."""
+    by_set: dict[str, int] = field(default_factory=dict)
+    """By file of the items."""
+    checked: Checked = field(default_factory=Checked)
+
+
+def decontaminate(
+    path: Path,
+    column: str,
+    out: Path,
+    against: Sequence[Path],
+    *,
+    translations: bool = False,
+    language_column: str = "language",
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> DecontaminateReport:
+    """Write to `out` the rows at `path` that hold nothing of the evaluation sets `against`, and the rest to `out.dropped.parquet`.
+
+    Reasons: `contaminated` (10 words in a row of an item, or 20 characters of a script without spaces, or the whole of a shorter
+    one; the score is the share of the item's such stretches) and, with `translations`, `contaminated_translation` (an item in
+    another language; the score is the cosine of the two). `partner_id` is the item: its file and number. The language of a row
+    stands in `language_column`; where there is no such column it is identified.
+    """
+    check_out(out)
+    if not against:
+        raise InputError("against: expected an evaluation set")
+    for place in against:
+        if not place.exists():
+            raise InputError(f"--against {place}: does not exist; expected a .tsv, .jsonl or .parquet file")
+    if translations:
+        check_installed()
+    table = open_table(path, column, out)
+    with working_folder(out) as work:
+        ids = table.ids()
+        checked = Checked()
+        dropped: dict[str, list[Any]] = {name: [] for name in DROPPED_SCHEMA.names}
+        rows = _rows(table, language_column if translations else None)
+        found = contaminations(rows, against, checked, translations=translations, workers=workers, cache=cache)
+        for number, own in enumerate(found):
+            if number % 100 == 0:
+                progress("comparing", number, len(ids))
+            if own is not None:
+                for name, value in zip(dropped, (ids[number].as_py(), own.reason, own.item.name, own.score), strict=True):
+                    dropped[name].append(value)
+        progress("comparing", len(ids), len(ids))
+        write_table(table, ids, out, work, dropped=pa.table(dropped, schema=DROPPED_SCHEMA))
+    return DecontaminateReport(
+        rows_in=len(ids),
+        kept=len(ids) - len(dropped[ID]),
+        dropped=dict(sorted(Counter(dropped["reason"]).items())),
+        by_set=dict(sorted(Counter(name.rpartition(":")[0] for name in dropped["partner_id"]).items())),
+        checked=checked,
+    )
+
+
+def _rows(table: TextTable, language_column: str | None) -> Iterator[Row]:
+    """Turn by turn; without a language column the language is identified, with None it is not needed."""
+    known = language_column in table.schema.names
+    for batch in table.batches([table.column, *([language_column] if language_column and known else [])]):
+        for number, value in enumerate(batch.column(0).to_pylist()):
+            turns = [text_of(turn["content"]) for turn in value or ()] if isinstance(value, list | None) else [text_of(value)]
+            if known:
+                yield str(batch.column(1)[number].as_py() or ""), turns
+            else:
+                yield "" if language_column is None else identify("\n".join(turns), LANGUAGES).language, turns

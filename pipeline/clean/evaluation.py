@@ -1,0 +1,109 @@
+"""Evaluation sets: their items, and which texts share a stretch with one."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.knowledge.records import jsonl_rows, parquet_rows
+
+NGRAM = 10
+"""Consecutive words in common that make a text contaminated; twice as many characters of scripts written without spaces."""
+_LEAST = 4  # words, or twice as many characters, of an item shorter than that; still shorter ones are not looked for
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Lao, Burmese, Khmer, kana, Han
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+# Marks are no letters to a regular expression, and would cut Hindi and Thai words in pieces.
+_WITHOUT_MARKS = {point: None for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)) in ("Mn", "Mc")}
+_TEXT_KEYS = ("question", "prompt", "instruction", "problem", "text", "query", "input")
+
+
+@dataclass(frozen=True)
+class Item:
+    """`name` is the file and the number of the item in it, from 1."""
+
+    name: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        return self.name.rpartition(":")[0]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A stretch that a text has of an item, and the share of the item's stretches that it has in all."""
+
+    item: Item
+    stretch: str
+    share: float
+
+
+def evaluation_items(path: Path) -> Iterator[Item]:
+    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl` and `.parquet`."""
+    for number, text in enumerate(_questions(path), 1):
+        yield Item(f"{path.name}:{number}", text)
+
+
+def _questions(path: Path) -> Iterator[str]:
+    if path.suffix == ".tsv":
+        try:
+            yield from (line.split("\t")[0] for line in path.read_text("utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        return
+    rows = parquet_rows(path, ()) if path.suffix == ".parquet" or path.is_dir() else (row for _, row in jsonl_rows(path))
+    for number, row in enumerate(rows, 1):
+        text = next((row[key] for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
+        if text is None:
+            raise InputError(f"{path}: row {number}: has none of the keys {', '.join(_TEXT_KEYS)}")
+        yield text
+
+
+class Overlap:
+    """Looks for stretches of items in texts; `too_short` counts the items that are too short to be looked for."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.too_short = 0
+        self._by_start: dict[str, dict[int, dict[str, Item]]] = {}  # first units of a stretch -> its length -> stretch -> item
+        for item in items:
+            stretches = ngrams(item.text)
+            self.too_short += not stretches
+            for stretch in sorted(stretches):
+                parts = stretch.split(" ")
+                by_length = self._by_start.setdefault(" ".join(parts[:_LEAST]), {})
+                by_length.setdefault(len(parts), {}).setdefault(stretch, item)
+
+    def find(self, text: str) -> Shared | None:
+        """The first stretch of the text that an item has too."""
+        units = _units(text)
+        for start in range(len(units) - _LEAST + 1):
+            for length, stretches in self._by_start.get(" ".join(units[start : start + _LEAST]), {}).items():
+                stretch = " ".join(units[start : start + length])
+                if item := stretches.get(stretch):
+                    wanted = ngrams(item.text)
+                    own = {" ".join(units[begin : begin + length]) for begin in range(len(units) - length + 1)}
+                    return Shared(item, stretch, len(wanted & own) / len(wanted))
+        return None
+
+
+def ngrams(text: str) -> set[str]:
+    """The stretches of an item to look for, or the whole of a shorter one; none of one with less than 4 words or 8 characters."""
+    units = _units(text)
+    times = 2 if 2 * sum(map(bool, map(_IS_UNSPACED.match, units))) > len(units) else 1
+    if len(units) < _LEAST * times:
+        return set()
+    length = min(NGRAM * times, len(units))
+    return {" ".join(units[start : start + length]) for start in range(len(units) - length + 1)}
+
+
+def _units(text: str) -> list[str]:
+    """Words, or the characters of scripts without spaces, whatever their case, form and marks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).translate(_WITHOUT_MARKS)
+    return _UNIT.findall(text.casefold())
