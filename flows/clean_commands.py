@@ -71,13 +71,17 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
 @click.option("--column", default="text", show_default=True, help="What to identify: a column of texts, or messages.")
 @click.option("--languages", required=True, metavar="CODES", help="The languages to expect, such as en,zh,ru.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows.")
+@click.option("--second-opinion", "second", is_flag=True, help="Add identified_agreed: does py3langid think so too?")
+@_WORKERS
 @plain_errors
-def identify(rows: Path, column: str, languages: str, out: Path) -> None:
+def identify(rows: Path, column: str, languages: str, out: Path, second: bool, workers: int) -> None:
     """Tell the language of each row of IN, a Parquet file or a folder of them.
 
     OUT gets all rows, sorted by id, with two more columns: identified_language (ISO 639-1, or `undetermined` where a text is too
     short to say) and identified_score (0 to 1). Languages that are not among CODES are found too, on stronger evidence. Code,
-    LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'.
+    LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'. Of texts of 15 to 30
+    characters one in seven is put into a neighbouring language, of those of 30 to 60 one in thirty: --second-opinion tells which
+    to doubt.
 
     \b
     Example:
@@ -87,8 +91,10 @@ def identify(rows: Path, column: str, languages: str, out: Path) -> None:
 
     codes = [code.strip() for code in languages.split(",") if code.strip()]
     with ProgressBar() as progress:
-        counts = identify_table(rows, column, codes, out, progress=progress)
-    click.echo(f"{out}: {', '.join(f'{language} {count:,}' for language, count in counts.items()) or 'no rows'}")
+        done = identify_table(rows, column, codes, out, second=second, workers=workers, progress=progress)
+    click.echo(f"{out}: {', '.join(f'{language} {count:,}' for language, count in done.languages.items()) or 'no rows'}")
+    if done.disagreed is not None:
+        click.echo(f"py3langid disagrees on {done.disagreed:,} rows")
 
 
 @click.command()

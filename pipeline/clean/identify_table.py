@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clean.identify import identify
-from pipeline.clean.tables import check_out, open_table, text_of, working_folder, write_table
+from pipeline.clean.identify import Identified, identify, second_backend, second_opinion
+from pipeline.clean.tables import TextTable, check_out, open_table, text_of, working_folder, write_table
 from pipeline.errors import InputError
+from pipeline.processes import Workers
 
-COLUMNS = ("identified_language", "identified_score")
+COLUMNS = ("identified_language", "identified_score", "identified_agreed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentifyReport:
+    """Rows by language, most frequent first; `disagreed` is how many a second opinion says something else of, None without one."""
+
+    languages: dict[str, int]
+    disagreed: int | None
 
 
 def identify_table(
@@ -23,30 +35,50 @@ def identify_table(
     languages: Sequence[str],
     out: Path,
     *,
+    second: bool = False,
+    workers: int = 1,
     progress: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
-) -> dict[str, int]:
-    """Write to `out` all rows at `path`, sorted by id, with their language; returns how many rows there are of each.
+) -> IdentifyReport:
+    """Write to `out` all rows at `path`, sorted by id, with their language. No row leaves.
 
     `identified_language` is ISO 639-1 or `undetermined`, `identified_score` in [0, 1]. `languages` are those to be expected: others
-    need far more evidence. No row leaves.
+    need far more evidence. With `second`, `identified_agreed` says whether py3langid thinks so too.
     """
     if not languages or not all(len(code) == 2 and code.isascii() and code.islower() for code in languages):
         raise InputError(f"languages = {', '.join(languages)!r}: expected ISO 639-1 codes, such as en,zh,ru")
+    if second:
+        second_backend()
     check_out(out)
     table = open_table(path, column, out)
     if taken := [name for name in table.schema.names if name in COLUMNS]:
         raise InputError(f"{path}: has a column {taken[0]!r} already; leave it out, or rename it")
-    with working_folder(out) as work:
+    with (
+        working_folder(out) as work,
+        Workers(partial(_identified, languages=tuple(languages), second=second), workers) as processes,
+    ):
         ids = table.ids()
         codes: list[str] = []
-        scores = array("f")
-        for texts in table.texts():
-            for value in texts.to_pylist():
-                found = identify(text_of(value), languages)
+        scores, agreed = array("f"), array("b")
+        for part in processes.map(_texts(table)):
+            for found, same in part:
                 codes.append(found.language)
                 scores.append(found.score)
+                agreed.append(same)
             progress("identify", len(codes), len(ids))
-        write_table(
-            table, ids, out, work, columns={COLUMNS[0]: pa.array(codes, pa.string()), COLUMNS[1]: pa.array(np.asarray(scores))}
-        )
-    return dict(sorted(Counter(codes).items(), key=lambda item: (-item[1], item[0])))
+        columns: dict[str, pa.Array] = {COLUMNS[0]: pa.array(codes, pa.string()), COLUMNS[1]: pa.array(np.asarray(scores))}
+        if second:
+            columns[COLUMNS[2]] = pa.array(np.asarray(agreed).astype(bool))
+        write_table(table, ids, out, work, columns=columns)
+    counts = sorted(Counter(codes).items(), key=lambda item: (-item[1], item[0]))
+    return IdentifyReport(languages=dict(counts), disagreed=len(codes) - sum(agreed) if second else None)
+
+
+def _texts(table: TextTable) -> Iterator[list[Any]]:
+    for texts in table.texts():
+        yield texts.to_pylist()
+
+
+def _identified(values: Sequence[Any], *, languages: tuple[str, ...], second: bool) -> list[tuple[Identified, bool]]:
+    texts = [text_of(value) for value in values]
+    found = [identify(text, languages) for text in texts]
+    return [(own, not second or own.language == second_opinion(text)) for own, text in zip(found, texts, strict=True)]

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.clean.identify import BACKEND, UNDETERMINED, identify, mask
+from pipeline.clean.identify import BACKEND, mask, mixed_in, other_language
 from pipeline.clean.own_rules import own_rules
 from pipeline.languages import load_language
 from pipeline.recipe import Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Sample, content_hash, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
-# A language other than the row's counts from this probability on; below it two neighbours cannot be told apart.
-_SURE = 0.9
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3
+_MIXED = 1 / 3
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]?")
 _ENDS = re.compile(r"[.!?…。！？:：)\]}）】」』”\"’'»`*$]\s*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
@@ -43,7 +42,7 @@ def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
     if files:
         places = [text.rpartition(":") for text in recipe.clean.rules]
         config["own"] = [(files.index(recipe.path(file)), name) for file, _, name in places]
-    return Stage(name="rules", version=2, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
+    return Stage(name="rules", version=3, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
 
 
 def _run(run: StageRun, *, rules: list[Rule]) -> None:
@@ -71,6 +70,7 @@ def row_rules(languages: tuple[str, ...], min_answer_characters: int) -> list[Ru
         answers_do_not_loop,
         answers_are_whole,
         functools.partial(turns_are_in_language, languages=languages),
+        functools.partial(answers_do_not_mix, languages=languages),
     ]
 
 
@@ -141,10 +141,18 @@ def answers_are_whole(sample: Sample) -> tuple[str, str] | None:
 def turns_are_in_language(sample: Sample, *, languages: tuple[str, ...]) -> tuple[str, str] | None:
     """No turn is surely in another language than the row's; code, LaTeX and URLs do not count, nor what is too short to say."""
     for number, message in enumerate(m for m in sample.messages if m.role != "system"):
-        found = identify(message.content, languages)
-        if found.language not in {sample.language, UNDETERMINED} and found.score >= _SURE:
+        if found := other_language(message.content, sample.language, languages):
             side = "question" if message.role == "user" else "answer"
             return f"{side}_in_other_language", f"turn {number + 1} is in {found.language} ({found.score:.2f})"
+    return None
+
+
+def answers_do_not_mix(sample: Sample, *, languages: tuple[str, ...]) -> tuple[str, str] | None:
+    """No answer is for more than a third surely in another language; a quotation or an example in one is less than that."""
+    for answer in _answers(sample):
+        language, share = mixed_in(answer, sample.language, languages)
+        if share > _MIXED:
+            return "answer_mixes_languages", f"{share:.0%} in {language}"
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.clean.identify import BACKEND, UNDETERMINED, identify
+from pipeline.clean.identify import BACKEND, other_language
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
@@ -109,7 +109,7 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
     done = made = 0
 
     def is_language(text: str) -> bool:
-        return identify(text, recipe.languages).language in {code, UNDETERMINED}
+        return other_language(text, code, recipe.languages) is None
 
     async def drive() -> None:
         nonlocal done, made

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import opencc
 
-from pipeline.clean.identify import BACKEND, identify
+from pipeline.clean.identify import BACKEND, other_language
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
@@ -125,8 +125,7 @@ def _reject(
         return "document_too_short", f"{tokens} tokens < {knowledge.min_tokens}"
     if tokens > knowledge.max_tokens:
         return "document_too_long", f"{tokens} tokens > {knowledge.max_tokens}"
-    found = identify(text[:4000], languages)
-    if found.language not in {language.code, "undetermined"}:
+    if found := other_language(text[:4000], language.code, languages):
         return "document_wrong_language", f"{found.language} {found.score:.2f}"
     return None, ""
 

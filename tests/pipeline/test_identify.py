@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clean import identify as module
-from pipeline.clean.identify import UNDETERMINED, identify, mask
+from pipeline.clean.identify import SURE, UNDETERMINED, identify, mask, mixed_in, other_language, second_backend, second_opinion
+from pipeline.errors import InputError
 
 SAMPLES = Path(module.__file__).parents[1] / "samples"
 RECIPE = ("en", "es", "fr", "ru", "zh")
@@ -50,6 +51,51 @@ def test_the_recipes_languages_are_preferred_between_neighbours():
     text = "La casa es de color verde, grande y bonita."
 
     assert identify(text, ("es", "en")).language == "es"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Їхні діти вже пішли до школи.", "uk"),
+        ("Это был первый мост через реку.", "ru"),
+        ("Гэта быў першы мост, які пабудаваў быў мой дзед.", "be"),
+        ("Ово је био први мост преко реке, ђаче.", "sr"),
+        ("Бұл өзен арқылы салынған алғашқы көпір болды.", UNDETERMINED),
+        ("В Киеве (укр. Київ) это знают все, и в этом все уверены.", "ru"),
+    ],
+)
+def test_letters_that_one_language_alone_has_tell_cyrillic_languages_apart(text, language):
+    assert identify(text, ("ru", "en")).language == language
+
+
+def test_a_short_text_is_never_a_reason_to_doubt_its_language():
+    text = "Guten Abend allen"
+
+    assert identify(text, RECIPE).score < SURE
+    assert other_language(text, "en", RECIPE) is None
+    assert other_language("Die Brücke wurde im neunzehnten Jahrhundert gebaut.", "en", RECIPE).language == "de"
+
+
+def test_an_answer_in_two_languages_is_found_by_its_sentences():
+    french = "Le pont a été construit au dix-neuvième siècle par les habitants du village. "
+    english = "The bridge was built in the nineteenth century by the people of the village. "
+
+    assert mixed_in(french + english, "fr", RECIPE) == ("en", pytest.approx(0.5, abs=0.05))
+    assert mixed_in(french * 3, "fr", RECIPE) == ("fr", 0)
+    assert mixed_in("这座桥是十九世纪由当地人建造的。" * 4 + "\n" + english, "zh", RECIPE)[0] == "en"
+    assert mixed_in("", "fr", RECIPE) == ("fr", 0)
+
+
+def test_a_second_opinion_is_another_librarys():
+    assert second_opinion("Die Brücke wurde im neunzehnten Jahrhundert gebaut.") == "de"
+    assert second_opinion("OK!") == UNDETERMINED
+    assert second_backend().startswith("py3langid ")
+
+
+def test_a_second_opinion_that_is_not_installed_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'glotloom\[fast\]'"):
+        second_backend()
 
 
 def test_code_and_formulas_do_not_count():

@@ -30,7 +30,7 @@ def write(path: Path, **columns) -> Path:
 def test_every_row_comes_out_with_its_language_and_its_other_columns(tmp_path):
     rows = write(tmp_path / "in.parquet", id=[5, 4, 3, 2, 1, 0], text=TEXTS, more=[[n] for n in range(6)])
 
-    counts = identify_table(rows, "text", ["en", "fr", "zh"], tmp_path / "out.parquet")
+    done = identify_table(rows, "text", ["en", "fr", "zh"], tmp_path / "out.parquet")
 
     out = pq.read_table(tmp_path / "out.parquet")
     assert out.schema.names == ["id", "text", "more", "identified_language", "identified_score"]
@@ -39,7 +39,7 @@ def test_every_row_comes_out_with_its_language_and_its_other_columns(tmp_path):
     assert out.column("identified_language").to_pylist() == ["de", UNDETERMINED, UNDETERMINED, "zh", "fr", "en"]
     expected = identify(TEXTS[1], ["en", "fr", "zh"]).score
     assert out.column("identified_score")[4].as_py() == pytest.approx(expected)
-    assert counts == {UNDETERMINED: 2, "de": 1, "en": 1, "fr": 1, "zh": 1}
+    assert done.languages == {UNDETERMINED: 2, "de": 1, "en": 1, "fr": 1, "zh": 1}
 
 
 def test_rows_without_ids_and_messages_will_do(tmp_path):
@@ -48,8 +48,29 @@ def test_rows_without_ids_and_messages_will_do(tmp_path):
     ]
     rows = write(tmp_path / "in.parquet", messages=messages * 2)
 
-    assert identify_table(rows, "messages", ["fr"], tmp_path / "out.parquet") == {"fr": 2}
+    assert identify_table(rows, "messages", ["fr"], tmp_path / "out.parquet").languages == {"fr": 2}
     assert len(set(pq.read_table(tmp_path / "out.parquet").column("id").to_pylist())) == 2
+
+
+def test_a_second_opinion_says_of_each_row_whether_it_agrees(tmp_path):
+    rows = write(tmp_path / "in.parquet", id=["a", "b"], text=["Die Brücke wurde im neunzehnten Jahrhundert gebaut.", "Oui."])
+
+    done = identify_table(rows, "text", ["de"], tmp_path / "out.parquet", second=True)
+
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.column("identified_language").to_pylist() == ["de", UNDETERMINED]
+    assert out.column("identified_agreed").to_pylist() == [True, True]
+    assert done.disagreed == 0
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
+    rows = write(tmp_path / "in.parquet", id=range(600), text=TEXTS * 100)
+
+    for workers in (1, 2):
+        identify_table(rows, "text", ["en", "fr", "zh"], tmp_path / f"out{workers}.parquet", workers=workers)
+
+    assert (tmp_path / "out1.parquet").read_bytes() == (tmp_path / "out2.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("languages", [[], ["english"], ["EN"], ["en", ""]])

@@ -94,6 +94,17 @@ def test_every_turn_is_looked_at_and_the_faulty_one_is_named(sample):
     assert fault(row) == ("question_in_other_language", "turn 3 is in fr (1.00)")
 
 
+def test_an_answer_half_in_another_language_leaves_and_one_that_quotes_stays(sample):
+    french = "Le pont a été construit au dix-neuvième siècle par les habitants. On le voit encore aujourd'hui depuis la route. "
+    more = "Chaque printemps, les enfants du village y jettent des fleurs dans la rivière. "
+
+    assert reason(sample("Et alors ?", f"{french}{GOOD} It can be seen from the road even today.", language="fr")) in {
+        "answer_mixes_languages",
+        "answer_in_other_language",
+    }
+    assert fault(sample("Et alors ?", f"{french}{more}{GOOD}", language="fr")) is None
+
+
 def test_a_row_in_a_language_that_says_it_is_french_is_held_to_french(sample):
     french = "Le pont a été construit au dix-neuvième siècle par les habitants."
 
