@@ -1,7 +1,12 @@
-"""Near-duplicates end to end, beside other libraries on the same rows: rows a second and core, recall, precision.
+"""Cleaning: near-duplicates beside other libraries, languages, parallel groups, translated evaluation items.
 
     GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes; pip install rensa gaoya datasketch for the peers
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --scale       # and 100,000 to 1,000,000 rows of ~1 KB: seconds and memory
+    python benchmarks/cleaning.py --identify FOLDER               # ~1 minute; FOLDER: usr/share/help of Debian's gnome-user-docs
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py --parallel    # ~2 minutes
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py --translations  # ~10 minutes
+
+Near-duplicates:
 
 Rows: real text in English, Chinese, Russian, French and Spanish (OMGEval's answers, GSM8K, XQuAD, the classification tasks of the
 continual-learning benchmark), cut into pieces of 320 characters. 45 % of the rows are copies of others with 0 to 12 characters
@@ -31,8 +36,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import across_languages
 import pyarrow as pa
 import pyarrow.parquet as pq
+from across_languages import identification, parallel_groups, translated_items
 
 from pipeline.clean.dedup import dedup
 from pipeline.clean.duplicates import normalise
@@ -269,6 +276,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--scale", nargs="*", type=int, help="sizes; default 100000 and 1000000")
+    parser.add_argument("--identify", type=Path, metavar="FOLDER", help="of GNOME's help in many languages")
+    parser.add_argument("--parallel", action="store_true", help="parallel groups of MGSM and XQuAD")
+    parser.add_argument("--translations", action="store_true", help="MGSM in Chinese and Russian among 100,000 rows")
+    parser.add_argument("--cache", type=Path, help="keep embeddings here; without it nothing is known before")
     parser.add_argument("--data", type=Path, default=os.environ.get("GLOTLOOM_DATA"), help="folder with omgeval/, gsm8k/, ...")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only print what was measured")
@@ -278,7 +289,9 @@ def main() -> int:
         print(json.dumps(measure(asked.one[0], Path(asked.one[1]))))
         return 0
     results: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
-    if not asked.report:
+    if asked.identify:
+        results["identification"] = identification(asked.identify)
+    elif not asked.report:
         if asked.data is None or not (asked.data / "omgeval").is_dir():
             print("skipped: no omgeval/ in --data or GLOTLOOM_DATA", file=sys.stderr)
             return 0
@@ -286,13 +299,19 @@ def main() -> int:
         random.Random(0).shuffle(originals)
         print(f"{len(originals):,} pieces of real text", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            if asked.scale is None:
+            cache = asked.cache or Path(folder)
+            if asked.parallel:
+                results["parallel"] = parallel_groups(asked.data, cache)
+            elif asked.translations:
+                results["translated_items"] = translated_items(asked.data, originals[:100_000], cache)
+            elif asked.scale is None:
                 results["near_duplicates"] = compare(originals, asked.rows, Path(folder))
             else:
                 results["scale"] = scale(originals, asked.scale or [100_000, 1_000_000], Path(folder))
+    if not asked.report:
         asked.out.parent.mkdir(exist_ok=True)
         asked.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(report(results))
+    print("\n".join([report(results), *across_languages.report(results)]))
     return 0
 
 

@@ -125,7 +125,7 @@ def _unreadable(file: Path, error: Exception) -> InputError:
 def _open(file: Path) -> pq.ParquetFile:
     """The Parquet file, once it has the columns that training reads."""
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(file, error) from None
     schema = parquet.schema_arrow

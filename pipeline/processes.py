@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -30,12 +31,15 @@ class Workers(Generic[Item, Result]):
         self._count = count
         # Spawned: a fork of a process that has threads (Arrow's, BLAS's) may hang.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) if count > 1 else None
+        waited_for, self._end = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(count, context, _end_with_parent, (waited_for,)) if count > 1 else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._end.close()  # what is at work need not be waited for
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -47,7 +51,7 @@ class Workers(Generic[Item, Result]):
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(self._pool.submit(self._function, item))
+                waiting.append(self._submit(self._pool, item))
                 if len(waiting) > 2 * self._count:
                     yield waiting.popleft().result()
             while waiting:
@@ -57,6 +61,14 @@ class Workers(Generic[Item, Result]):
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _submit(self, pool: ProcessPoolExecutor, item: Item) -> Future[Result]:
+        """Processes start here, and inherit that Ctrl-C is blocked: this one is told, and ends them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(self._function, item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -71,9 +83,9 @@ def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield block
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed cannot stop its workers: they see to it themselves."""
+def _end_with_parent(end: Connection) -> None:
+    """A parent that was killed cannot stop its workers: they see to it themselves, and when the other side of `end` closes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+        threading.Thread(target=lambda: (wait([sentinel, end]), os._exit(1)), daemon=True).start()

@@ -220,7 +220,7 @@ def parts(folder: Path, prefix: str = "part") -> list[Path]:
 def rows_of(folder: Path, prefix: str = "part") -> Iterator[dict[str, Any]]:
     """Every row of a stage's parts, in order, in bounded memory."""
     for path in parts(folder, prefix):
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(_ROWS_PER_BATCH):
                 yield from batch.to_pylist()
 

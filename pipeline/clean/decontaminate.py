@@ -52,6 +52,7 @@ def contaminations(
 ) -> Iterator[Contamination | None]:
     """For each row, in order, what of the evaluation sets it holds. `checked` is filled in on the way."""
     items = [item for path in sets for item in evaluation_items(path)]
+    _overlap_of.cache_clear()  # the files may have changed since an earlier run of this process
     checked.items, checked.items_too_short = len(items), Overlap(items).too_short
     with ExitStack() as stack:
         processes = stack.enter_context(Workers(functools.partial(_overlaps, tuple(sets)), workers))
@@ -65,12 +66,17 @@ def contaminations(
             found = [None if shared is None else _overlap(shared) for part in processes.map(texts) for shared in part]
             if finder is not None:
                 left = [number for number, own in enumerate(found) if own is None]
-                checked.rows_not_comparable += sum(block[number][0] not in LANGUAGES for number in left)
+                checked.rows_not_comparable += sum(_not_comparable(block[number]) for number in left)
                 for number, translated in zip(left, finder.find(block[n] for n in left), strict=True):
                     if translated is not None:
                         where = f"{translated.item.name}: {translated.item.text[:80]!r}"
                         found[number] = Contamination(REASONS[1], translated.item, translated.cosine, where)
             yield from found
+
+
+def _not_comparable(row: Row) -> bool:
+    language, turns = row
+    return language not in LANGUAGES and any(map(str.strip, turns))
 
 
 def _tasks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -109,7 +115,7 @@ def decontaminate_stage(recipe: Recipe, inputs: Stage) -> Stage:
         check_installed()
     return Stage(
         name="decontaminate",
-        version=2,
+        version=3,
         run=functools.partial(_run, paths=paths, translations=translations),
         config={
             "sets": [path.name for path in paths],

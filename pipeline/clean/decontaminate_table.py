@@ -13,7 +13,17 @@ import pyarrow as pa
 from pipeline.clean.decontaminate import Checked, Row, contaminations
 from pipeline.clean.embeddings import LANGUAGES, check_installed
 from pipeline.clean.identify import identify
-from pipeline.clean.tables import DROPPED_SCHEMA, ID, TextTable, check_out, open_table, text_of, working_folder, write_table
+from pipeline.clean.tables import (
+    DROPPED_SCHEMA,
+    ID,
+    TextTable,
+    check_out,
+    dropped_path,
+    open_table,
+    text_of,
+    working_folder,
+    write_table,
+)
 from pipeline.errors import InputError
 
 Progress = Callable[[str, int, int | None], None]
@@ -57,6 +67,10 @@ def decontaminate(
     for place in against:
         if not place.exists():
             raise InputError(f"--against {place}: does not exist; expected a .tsv, .jsonl or .parquet file")
+        if not (place.is_file() or place.is_dir()):
+            raise InputError(f"--against {place}: can be read only once; expected a .tsv, .jsonl or .parquet file")
+        if any(made.resolve().is_relative_to(place.resolve()) for made in (out, dropped_path(out))):
+            raise InputError(f"--out {out}: would write over --against {place}, or into it; choose another place")
     if translations:
         check_installed()
     table = open_table(path, column, out)
@@ -88,7 +102,7 @@ def _rows(table: TextTable, language_column: str | None) -> Iterator[Row]:
     known = language_column in table.schema.names
     for batch in table.batches([table.column, *([language_column] if language_column and known else [])]):
         for number, value in enumerate(batch.column(0).to_pylist()):
-            turns = [text_of(turn["content"]) for turn in value or ()] if isinstance(value, list | None) else [text_of(value)]
+            turns = [text_of(turn and turn["content"]) for turn in value] if isinstance(value, list) else [text_of(value)]
             if known:
                 yield str(batch.column(1)[number].as_py() or ""), turns
             else:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
-from pipeline.clean.near_duplicates import Texts, near_duplicates
-from pipeline.clean.shingles import I64, U32, U64, Bands, band_keys, code_points
+from pipeline.clean.near_duplicates import Keys, Texts, near_duplicates, take
+from pipeline.clean.shingles import I64, U64, Bands, band_keys, code_points
 from pipeline.clean.tables import DROPPED_SCHEMA, check_out, open_table, text_of, working_folder, write_table
 from pipeline.errors import InputError
 
@@ -76,13 +76,17 @@ def dedup(
         sums, lengths, keys = _read(texts, len(names), bands, lambda done: progress("reading", done, len(names)))
         rank = _rank(names, lengths, known, keep)
         first = _first(texts, sums, rank, work)
+        del sums, lengths
         distinct = first == np.arange(len(names))
         exact = np.flatnonzero(~distinct[known:]) + known
+        winners = first[exact]
         rows = np.flatnonzero(distinct)
+        rank = rank[rows]
+        del first
         matches = near_duplicates(
             lambda: _chosen(texts(), distinct),
-            keys[:, rows],
-            rank[rows],
+            take(keys, rows),
+            rank,
             threshold,
             work,
             lambda done, total: progress("comparing", done, total),
@@ -95,7 +99,7 @@ def dedup(
             {
                 "id": names.take(np.concatenate([exact, near])),
                 "reason": ["exact_duplicate"] * len(exact) + ["near_duplicate"] * len(near),
-                "partner_id": names.take(np.concatenate([first[exact], partners])),
+                "partner_id": names.take(np.concatenate([winners, partners])),
                 "score": np.concatenate([np.ones(len(exact)), matches.score[matches.partner >= 0]]),
             }
         ).cast(DROPPED_SCHEMA)
@@ -112,15 +116,17 @@ def dedup(
     )
 
 
-def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -> tuple[U64, I64, U32]:
-    """Of each row what `letter_sums` gives, its length in characters, and its band keys (bands, rows)."""
+def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -> tuple[U64, I64, Keys]:
+    """Of each row what `letter_sums` gives, its length in characters, and its band keys."""
     sums, lengths = np.empty(total, dtype=np.uint64), np.empty(total, dtype=np.int64)
-    keys = np.empty((bands.count, total), dtype=np.uint32)
+    keys = [np.empty(total, dtype=np.uint32) for _ in range(bands.count)]
     done = 0
     for array in texts():
         points = code_points(array)
         place = slice(done, done + len(array))
-        sums[place], lengths[place], keys[:, place] = letter_sums(*points), np.diff(points[1]), band_keys(*points, bands)
+        sums[place], lengths[place] = letter_sums(*points), np.diff(points[1])
+        for band, own in zip(keys, band_keys(*points, bands), strict=True):
+            band[place] = own
         done += len(array)
         read(done)
     return sums, lengths, keys

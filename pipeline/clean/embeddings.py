@@ -77,9 +77,8 @@ class Embedder:
 
     def embed(self, texts: Iterable[str]) -> Iterator[Vectors]:
         """Unit vectors (some texts, 512), block by block in the order of the texts; what was embedded is kept at once."""
-        for block in blocks(texts, _TEXTS_AT_ONCE):
-            heads = [head(text) for text in block]
-            keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in heads]
+        for heads in blocks(map(head, texts), _TEXTS_AT_ONCE):
+            keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in heads]
             known = self._cache.find(set(keys))
             missing = {key: text for key, text in zip(keys, heads, strict=True) if key not in known}
             tasks = [list(task) for task in blocks(missing.items(), _TEXTS_OF_A_TASK)]
@@ -91,8 +90,8 @@ class Embedder:
 
 
 def head(text: str) -> str:
-    """The first `MAX_TOKENS` of a text."""
-    text = text[: 4 * MAX_TOKENS]
+    """The first `MAX_TOKENS` of a text, with `?` for halves of characters, which are no Unicode."""
+    text = text[: 4 * MAX_TOKENS].encode("utf-8", "replace").decode()
     tokens = estimate_tokens(text)
     return text if tokens <= MAX_TOKENS else text[: len(text) * MAX_TOKENS // tokens]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,21 @@ NGRAM = 10
 """Consecutive words in common that make a text contaminated; twice as many characters of scripts written without spaces."""
 _LEAST = 4  # words, or twice as many characters, of an item shorter than that; still shorter ones are not looked for
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Lao, Burmese, Khmer, kana, Han
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_UNIT = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-# Marks are no letters to a regular expression, and would cut Hindi and Thai words in pieces.
-_WITHOUT_MARKS = {point: None for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)) in ("Mn", "Mc")}
 _TEXT_KEYS = ("question", "prompt", "instruction", "problem", "text", "query", "input")
+
+
+class _WithoutMarks(dict[int, int | None]):
+    """For `str.translate`. To a regular expression marks, joiners and soft hyphens are no letters, and would cut words in two."""
+
+    def __missing__(self, point: int) -> int | None:
+        kept = None if unicodedata.category(chr(point)) in ("Mn", "Mc", "Cf") else point
+        self[point] = kept
+        return kept
+
+
+_WITHOUT_MARKS = _WithoutMarks()
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def evaluation_items(path: Path) -> Iterator[Item]:
 def _questions(path: Path) -> Iterator[str]:
     if path.suffix == ".tsv":
         try:
-            yield from (line.split("\t")[0] for line in path.read_text("utf-8").splitlines() if line.strip())
+            yield from (line.split("\t")[0] for line in path.read_text("utf-8-sig").split("\n") if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
         return
@@ -87,8 +96,8 @@ class Overlap:
                 stretch = " ".join(units[start : start + length])
                 if item := stretches.get(stretch):
                     wanted = ngrams(item.text)
-                    own = {" ".join(units[begin : begin + length]) for begin in range(len(units) - length + 1)}
-                    return Shared(item, stretch, len(wanted & own) / len(wanted))
+                    every = (" ".join(units[begin : begin + length]) for begin in range(len(units) - length + 1))
+                    return Shared(item, stretch, len({own for own in every if own in wanted}) / len(wanted))
         return None
 
 
@@ -104,6 +113,7 @@ def ngrams(text: str) -> set[str]:
 
 def _units(text: str) -> list[str]:
     """Words, or the characters of scripts without spaces, whatever their case, form and marks."""
-    if not text.isascii():
+    text = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    if not text.isascii():  # folding takes some letters apart
         text = unicodedata.normalize("NFKC", text).translate(_WITHOUT_MARKS)
-    return _UNIT.findall(text.casefold())
+    return _UNIT.findall(text)

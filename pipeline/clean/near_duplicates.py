@@ -32,7 +32,7 @@ from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
 _COMPARISONS_OF_A_BUCKET = 5_000
 _NEIGHBOURS = 2
-_IN_MEMORY = 1 << 28  # bytes of shingles; more go to a file
+_IN_MEMORY = 1 << 26  # bytes of shingles; more go to a file
 _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -40,6 +40,10 @@ _32 = np.uint64(32)
 Progress = Callable[[int, int], None]
 Texts = Callable[[], Iterable[pa.Array]]
 """Gives the texts of all rows in arrays, in the same order every time it is called."""
+
+
+Keys = list[U32]
+"""One array for each band, of a number for each row."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def _run(run: StageRun, *, threshold: float) -> None:
 
 def _messages_of(folder: Path) -> Iterator[pa.Array]:
     for path in parts(folder):
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(4_096, columns=["messages"]):
                 yield joined_messages(batch.column(0))
 
@@ -106,61 +110,77 @@ def joined_messages(messages: pa.Array) -> pa.Array:
     return pc.binary_join(by_row, "\n")
 
 
-def all_band_keys(texts: Texts, total: int, bands: Bands, read: Progress = lambda done, total: None) -> U32:
-    """`band_keys` of all rows: (bands, rows)."""
-    keys = np.empty((bands.count, total), dtype=np.uint32)
+def all_band_keys(texts: Texts, total: int, bands: Bands, read: Progress = lambda done, total: None) -> Keys:
+    """`band_keys` of all rows."""
+    keys = [np.empty(total, dtype=np.uint32) for _ in range(bands.count)]
     done = 0
     for array in texts():
-        keys[:, done : done + len(array)] = band_keys(*code_points(array), bands)
+        for band, own in zip(keys, band_keys(*code_points(array), bands), strict=True):
+            band[done : done + len(array)] = own
         done += len(array)
         read(done, total)
     assert done == total
     return keys
 
 
+def take(keys: Keys, rows: I64) -> Keys:
+    """The keys of these rows, in this order; the rest is let go, band by band: they are most of the memory."""
+    for number, band in enumerate(keys):
+        keys[number] = band[rows]
+    return keys
+
+
 def near_duplicates(
     texts: Texts,
-    keys: U32,
+    keys: Keys,
     rank: I64,
     threshold: float,
     work: Path,
     progress: Progress = lambda done, total: None,
     protected: int = 0,
 ) -> Matches:
-    """What of these texts is to leave. `keys` is what `all_band_keys` gives. `rank` (rows): of two near-duplicates the lower one
-    stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and others leave for each of them.
+    """What of these texts is to leave. `keys` is what `all_band_keys` gives, and is used up. `rank` (rows): of two
+    near-duplicates the lower one stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and
+    others leave for each of them.
 
-    Memory grows by some 100 bytes a row; the shingles of rows with candidates, if many, stand in a file in `work`. The result
-    does not depend on the order of the rows or how they are cut into arrays.
+    Memory grows by some 60 bytes a row beside the keys, which are let go of; the shingles of rows with candidates, if many, stand
+    in a file in `work`. The result does not depend on the order of the rows or how they are cut into arrays.
     """
     total = len(rank)
     by_rank = np.argsort(rank)
-    keys = keys[:, by_rank]
+    members = np.flatnonzero(_in_buckets(take(keys, by_rank)))
+    take(keys, members)
+    rows = by_rank[members]
+    del by_rank
+    protected = int(np.searchsorted(members, protected))
     wanted = np.zeros(total, dtype=bool)
-    wanted[by_rank] = _in_buckets(keys)
+    wanted[rows] = True
+    place = np.empty(len(rows), dtype=np.int64)
+    place[np.argsort(rows)] = np.arange(len(rows))
     with closing(_Store(work)) as store:
-        starts = np.zeros(total + 1, dtype=np.int64)
-        read = 0
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        read = stored = 0
         for array in texts():
             own = wanted[read : read + len(array)]
             if own.any():
                 hashes, at = shingle_sets(*code_points(array.filter(pa.array(own))))
-                starts[read + 1 : read + 1 + len(array)][own] = np.diff(at)
+                starts[stored + 1 : stored + len(at)] = np.diff(at)
                 store.add(hashes)
+                stored += len(at) - 1
             read += len(array)
             progress(read, total)
         np.cumsum(starts, out=starts)
-        stored = store.values()
+        values = store.values()
 
         def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
-            return jaccard(stored, starts, by_rank[left], by_rank[right])
+            return jaccard(values, starts, place[left], place[right])
 
         search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()
     found = Matches(np.full(total, -1), np.zeros(total), search.verified, search.not_compared)
     left = np.flatnonzero(partner >= 0)
-    found.partner[by_rank[left]] = by_rank[partner[left]]
-    found.score[by_rank[left]] = score[left]
+    found.partner[rows[left]] = rows[partner[left]]
+    found.score[rows[left]] = score[left]
     return found
 
 
@@ -195,9 +215,9 @@ class _Store:
             self._file.close()
 
 
-def _in_buckets(keys: U32) -> npt.NDArray[np.bool_]:
+def _in_buckets(keys: Keys) -> npt.NDArray[np.bool_]:
     """Which rows agree with another one in some band."""
-    found = np.zeros(keys.shape[1], dtype=bool)
+    found = np.zeros(len(keys[0]), dtype=bool)
     for band in keys:
         found[_positions(_buckets(band, None))] = True
     return found
@@ -229,7 +249,7 @@ def _positions(keyed: U64) -> I64:
 class _Search:
     """Finds the pairs; rows are numbered by their rank here."""
 
-    def __init__(self, keys: U32, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]], protected: int) -> None:
+    def __init__(self, keys: Keys, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]], protected: int) -> None:
         self.keys = keys
         self.threshold = threshold
         self.verify = verify
@@ -282,7 +302,8 @@ class _Search:
         if not len(keyed):
             return []
         rows, heads = _positions(keyed), keyed >> _32
-        order = np.lexsort([*(np.roll(self.keys, -band - 1, axis=0)[:6, rows][::-1]), heads])
+        others = [(self.keys[band + 1 :] + self.keys[: band + 1])[number][rows] for number in range(min(6, len(self.keys)))]
+        order = np.lexsort([*others[::-1], heads])
         rows, heads = rows[order], heads[order]
         pairs = []
         for distance in range(1, _NEIGHBOURS + 1):
@@ -315,8 +336,8 @@ class _Search:
         """Row by row in the order of rank: one leaves if one that stays is similar, the most similar of these being its partner."""
         good = (self.scores >= self.threshold) & (_positions(self.pairs) >= self.protected)
         earlier, later, scores = self.pairs[good] >> _32, _positions(self.pairs[good]), self.scores[good]
-        partner = np.full(self.keys.shape[1], -1)
-        score = np.zeros(self.keys.shape[1])
+        partner = np.full(len(self.keys[0]), -1)
+        score = np.zeros(len(self.keys[0]))
         order = np.lexsort([earlier, -scores, later])
         for a, b, similarity in zip(earlier[order].tolist(), later[order].tolist(), scores[order].tolist(), strict=True):
             if partner[b] < 0 and partner[a] < 0:

@@ -29,7 +29,8 @@ def nearest(queries: F16, targets: F16, k: int) -> tuple[I64, F32]:
     if len(targets) <= EXACT:
         return _best(queries, targets, np.arange(len(targets)), k)
     centres = _centres(targets)
-    own = _assign(targets, centres, 1)[:, 0]
+    used, own = np.unique(_assign(targets, centres, 1)[:, 0], return_inverse=True)
+    centres = centres[used]  # empty ones beside a crowd of equal targets would be all that is looked at
     by_cluster = np.argsort(own, kind="stable")
     bounds = np.searchsorted(own[by_cluster], np.arange(len(centres) + 1))
     probes = _assign(queries, centres, _PROBES)

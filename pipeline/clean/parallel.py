@@ -48,8 +48,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Groups:
-    """`group` (rows): a number, -1 for a row without counterpart; `score`: its mean margin to the others, NaN where only known
-    before; `thresholds` by pair of languages."""
+    """`group` (rows): a number, -1 for a row without counterpart; `score`: its mean margin to the others, but for those that it was
+    known to belong to before, NaN where that is all; `thresholds` by pair of languages."""
 
     group: I64
     score: F64
@@ -144,7 +144,7 @@ def fit_threshold(pairs: _Pairs, sizes: tuple[int, int], wrong: float) -> Thresh
         fine = np.flatnonzero(expected <= wrong)
         if not len(fine):
             reach = int((margins >= _DEFAULT_MARGIN).sum())
-            return Threshold(_DEFAULT_MARGIN, reach, float(expected[reach - 1]) if reach else 0.0)
+            return Threshold(_DEFAULT_MARGIN, reach, min(1.0, float(expected[reach - 1])) if reach else 0.0)
         chosen = Threshold(float(margins[fine[-1]]), int(fine[-1]) + 1, float(expected[fine[-1]]))
     return chosen
 
@@ -206,8 +206,10 @@ class _Assembly:
         self._thresholds = {**thresholds, **{(b, a): value for (a, b), value in thresholds.items()}}
         self._group = np.full(len(space.codes), -1)
         self._members: dict[int, list[int]] = {}
+        self._origin = -1 - np.arange(len(space.codes))  # equal for rows that are known to belong together
 
     def unite(self, known: I64) -> None:
+        self._origin = np.where(known >= 0, known, self._origin)
         order = np.argsort(known, kind="stable")
         order = order[known[order] >= 0]
         for _, rows in itertools.groupby(order.tolist(), key=lambda row: known[row]):
@@ -256,8 +258,10 @@ class _Assembly:
     def result(self) -> tuple[I64, F64]:
         lefts, rights = [], []
         for members in self._members.values():
-            for a, b in itertools.combinations(members, 2):
-                if self._space.codes[a] != self._space.codes[b]:
+            ordered = sorted(members, key=self._origin.__getitem__)
+            parts = [list(part) for _, part in itertools.groupby(ordered, key=self._origin.__getitem__)]
+            for ours, theirs in itertools.combinations(parts, 2):
+                for a, b in itertools.product(ours, theirs):
                     lefts.append(a)
                     rights.append(b)
         left, right = np.array(lefts, dtype=np.int64), np.array(rights, dtype=np.int64)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.clean.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
 from pipeline.clean.facts import Facts, facts
+from pipeline.clean.identify import UNDETERMINED
 from pipeline.clean.parallel import Threshold, parallel_groups
 from pipeline.clean.shingles import I64
 from pipeline.clean.tables import ID, TextTable, check_out, open_table, text_of, working_folder
@@ -58,9 +59,10 @@ def parallel(
     """Write `id, group_id, score` of every row that has a counterpart in another language to `out`, sorted by id.
 
     A group holds at most one row of a language, but for what a column `group_id` says: rows that share a value there belong
-    together, whatever they say. `score` is a row's mean ratio margin to the others of its group: about 1 for texts that have no
-    more to do with each other than with their neighbours. `precision` is the estimated share of right pairs at which the least
-    margin of each pair of languages is set. `cache` holds the embeddings (default: the user's cache folder).
+    together, whatever they say. `score` is a row's mean ratio margin to the others of its group, those aside that belong to it
+    by `group_id`: about 1 for texts that have no more to do with each other than with their neighbours. `precision` is the
+    estimated share of right pairs at which the least margin of each pair of languages is set. `cache` holds the embeddings
+    (default: the user's cache folder).
     """
     if not 0 < precision < 1:
         raise InputError(f"precision = {precision}: expected between 0 and 1")
@@ -101,12 +103,10 @@ def parallel(
         found = _table(ids.take(by_place), groups.group, groups.score)
         with AtomicFile(out) as target:
             pq.write_table(found, target, compression="zstd")
-        pairs = Counter(
-            (a, b)
-            for members in _members(groups.group)
-            for a, b in itertools.combinations(sorted(codes[by_place[members]].tolist()), 2)
-            if a != b
-        )
+        pairs: Counter[tuple[str, str]] = Counter()
+        for members in _members(groups.group):
+            counts = Counter(codes[by_place[members]].tolist())
+            pairs.update({(a, b): counts[a] * counts[b] for a, b in itertools.combinations(sorted(counts), 2)})
     return ParallelReport(
         rows_in=len(ids),
         groups=len(set(groups.group[groups.group >= 0].tolist())),
@@ -121,14 +121,17 @@ def parallel(
 def _on_disk(file: Path, rows: int) -> Vectors:
     if not rows:
         return np.empty((0, DIMENSIONS), dtype=np.float16)
-    vectors: Vectors = np.lib.format.open_memmap(file, "w+", np.float16, (rows, DIMENSIONS))
+    with file.open("wb") as target:
+        for _ in range(rows):
+            target.write(bytes(2 * DIMENSIONS))  # where the disk has no room to fill a hole, the process would be killed
+    vectors: Vectors = np.memmap(file, np.float16, "r+", shape=(rows, DIMENSIONS))
     return vectors
 
 
 def _column(table: TextTable, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     try:
         values = [batch.column(0).cast(pa.string()).to_pylist() for batch in table.batches([name])]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
         raise InputError(f"{table.path}: column {name!r} is {table.schema.field(name).type}; expected language codes") from None
     return np.array([value or "" for part in values for value in part], dtype=np.str_)
 
@@ -137,12 +140,14 @@ def _chosen(codes: np.ndarray[tuple[int], np.dtype[np.str_]], languages: Sequenc
     """The languages to compare: those asked for, or all that there are."""
     present = set(codes.tolist())
     if languages and (absent := sorted(set(languages) - present)):
-        raise InputError(f"--languages: no row is in {', '.join(absent)}; there are {', '.join(sorted(filter(None, present)))}")
-    chosen = set(languages) or present - {""}
+        there = ", ".join(sorted(filter(None, present))) or "none"
+        raise InputError(f"--languages: no row is in {', '.join(absent)}; the languages there are: {there}")
+    chosen = set(languages) or present - {"", UNDETERMINED}
     check_languages(chosen, where)
     if len(chosen) < 2:
         raise InputError(
-            f"{where}: all rows are in {''.join(chosen) or 'no language'}; counterparts need two of {', '.join(LANGUAGES)}"
+            f"{where}: the rows to compare are in {''.join(chosen) or 'no language'}: "
+            f"counterparts need two of {', '.join(LANGUAGES)}"
         )
     return chosen
 
@@ -151,7 +156,7 @@ def _say_something(table: TextTable, wanted: np.ndarray[tuple[int], np.dtype[np.
     """The numbers of the wanted rows that hold a letter or digit."""
     found, done = [], 0
     for texts in table.texts():
-        for number, text in enumerate(texts.to_pylist(), done):
+        for number, text in enumerate(_as_bytes(texts), done):
             if wanted[number] and any(letter.isalnum() for letter in text_of(text)):
                 found.append(number)
         done += len(texts)
@@ -165,7 +170,7 @@ def _texts(table: TextTable, usable: I64, place: I64, stated: list[Facts]) -> It
     nothing = stated[0] if stated else None
     number = 0
     for texts in table.texts():
-        for value in texts.to_pylist():
+        for value in _as_bytes(texts):
             if number in wanted:
                 text = text_of(value)
                 own = facts(text)
@@ -175,11 +180,23 @@ def _texts(table: TextTable, usable: I64, place: I64, stated: list[Facts]) -> It
             number += 1
 
 
+def _as_bytes(texts: pa.Array) -> list[bytes | None]:
+    """A column of texts may hold what is none."""
+    values: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
+    return values
+
+
 def _lineage(table: TextTable) -> I64:
-    """Equal numbers for rows of an equal value, -1 for none."""
-    values = pa.chunked_array([batch.column(0) for batch in table.batches([LINEAGE])], table.schema.field(LINEAGE).type)
-    encoded = pc.dictionary_encode(values).combine_chunks()
+    """Equal numbers for rows of an equal value, -1 for none and an empty text."""
+    kind = table.schema.field(LINEAGE).type
+    try:
+        encoded = pc.dictionary_encode(pa.chunked_array([batch.column(0) for batch in table.batches([LINEAGE])], kind))
+    except pa.ArrowNotImplementedError:
+        raise InputError(f"{table.path}: column {LINEAGE!r} is {kind}; expected texts or numbers, or no such column") from None
+    encoded = encoded.combine_chunks()
     numbers: I64 = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_string(encoded.dictionary.type) or pa.types.is_large_string(encoded.dictionary.type):
+        numbers[numbers == pc.index(encoded.dictionary, "").as_py()] = -1
     return numbers
 
 

@@ -93,7 +93,7 @@ class TextTable:
         names = columns or self.schema.names
         for file in self.files:
             try:
-                with pq.ParquetFile(file) as parquet:
+                with pq.ParquetFile(file, pre_buffer=False) as parquet:
                     size = sum(parquet.metadata.row_group(n).total_byte_size for n in range(parquet.num_row_groups))
                     row = max(1, size // max(1, parquet.metadata.num_rows))
                     rows = max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // row))

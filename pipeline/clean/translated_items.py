@@ -7,27 +7,27 @@ one kind would be taken for contamination here.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.clean.duplicates import normalise
 from pipeline.clean.embeddings import LANGUAGES, Embedder
 from pipeline.clean.evaluation import Item
-from pipeline.clean.facts import Facts, contradict, facts, shared_numbers
+from pipeline.clean.facts import Facts, contradict, facts, numbers, shared_numbers
 from pipeline.clean.identify import UNDETERMINED, identify
-from pipeline.clean.nearest import F16, cosines_of
+from pipeline.clean.nearest import F16, F32, cosines_of
 from pipeline.processes import blocks
 
 _NEXT = 3  # items that a translation has to be nearer to than to them
 _MANY_NUMBERS = 2  # with so many of an item found, its meaning need not be as near
 _LEAST = {True: (0.5, 1.1), False: (0.6, 1.15)}  # cosine; the same over the mean of the next items
 _SHARED = 0.5  # of an item's numbers
+_ROUGH = 0.01  # by so much the cosines of a matrix product may be wrong, and more
 _SHORTEST = 12  # characters of a paragraph that is compared
+_SURE = 0.9  # score of a language that is not the one of most items of the set
 _ROWS_AT_ONCE = 2_048
 
 
@@ -45,7 +45,16 @@ class _Items:
 
     items: tuple[Item, ...]
     stated: tuple[Facts, ...]
-    vectors: npt.NDArray[np.float32]
+    vectors: F32
+
+    def nearest(self, vector: F16, rough: F32) -> tuple[int, float, float]:
+        """Of the items, of which the cosines are known roughly: the nearest, its cosine, and the mean one of those next to it."""
+        count = min(_NEXT + 1, len(self.items))
+        near = np.flatnonzero(rough >= np.partition(rough, -count)[-count] - _ROUGH)
+        both = np.concatenate([vector[None], self.vectors[near].astype(np.float16)])
+        cosines = cosines_of(both, np.zeros(len(near), dtype=np.int64), np.arange(1, len(both)))
+        first, *following = np.lexsort((near, -cosines))[:count].tolist()
+        return int(near[first]), float(cosines[first]), float(cosines[following].sum()) / max(1, len(following))
 
 
 class TranslatedItems:
@@ -86,11 +95,12 @@ class TranslatedItems:
             yield from found
 
     def _parts(self, turns: Sequence[str]) -> Iterator[str]:
-        """Turns, and their paragraphs where they have several."""
+        """Turns, their paragraphs where they have several, and what stands before the answer where both are one paragraph."""
         for turn in turns:
             paragraphs = [paragraph for paragraph in turn.split("\n") if len(paragraph) >= _SHORTEST]
-            for part in dict.fromkeys([turn, *(paragraphs if len(paragraphs) > 1 else ())]):
-                if len(part) >= _SHORTEST and not (self._only_numbers and not any(map(str.isdigit, part))):
+            questions = [paragraph[:end] for paragraph in paragraphs if (end := _end_of_question(paragraph))]
+            for part in dict.fromkeys([turn, *(paragraphs if len(paragraphs) > 1 else ()), *questions]):
+                if len(part) >= _SHORTEST and (not self._only_numbers or any(map(str.isdigit, part)) or numbers(part)):
                     yield part
 
     def _nearest(
@@ -102,16 +112,18 @@ class TranslatedItems:
             if not len(others):
                 continue
             cosines = vectors[others].astype(np.float32) @ of.vectors.T
-            best = cosines.argmax(axis=1)
-            top = np.take_along_axis(cosines, best[:, None], axis=1)[:, 0]
-            count = min(_NEXT + 1, len(of.items))
-            sums = np.partition(cosines, -count, axis=1)[:, -count:].sum(axis=1)
-            following = (sums - top) / max(1, count - 1)
-            for number in np.flatnonzero(top >= min(cosine for cosine, _ in _LEAST.values()) - 0.01).tolist():
-                row, item = others[number], best[number]
-                cosine = _cosine(vectors[row], of.vectors[item])
-                if _same(cosine, cosine / max(float(following[number]), 0.01), of.stated[item], facts(texts[row])):
+            least = min(cosine for cosine, _ in _LEAST.values()) - _ROUGH
+            for number in np.flatnonzero(cosines.max(axis=1) >= least).tolist():
+                row = others[number]
+                item, cosine, following = of.nearest(vectors[row], cosines[number])
+                if _same(cosine, cosine / max(following, 0.01), of.stated[item], facts(texts[row])):
                     yield owners[row], Translated(of.items[item], cosine)
+
+
+def _end_of_question(paragraph: str) -> int:
+    """Behind the last question mark, where something follows it, or else 0."""
+    end = max(map(paragraph.rfind, "?？؟")) + 1
+    return end if any(map(str.isalnum, paragraph[end:])) else 0
 
 
 def _same(cosine: float, margin: float, item: Facts, text: Facts) -> bool:
@@ -122,24 +134,17 @@ def _same(cosine: float, margin: float, item: Facts, text: Facts) -> bool:
     return contradict(item, text) is None
 
 
-def _cosine(one: F16, other: npt.NDArray[np.float32]) -> float:
-    both = np.stack([one, other.astype(np.float16)])
-    return float(cosines_of(both, np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))[0])
-
-
 def _by_language(items: Iterable[Item]) -> dict[str, list[Item]]:
-    """Each item once, by its language; what is too short to say is of the language of its set."""
+    """Each item once, by its language; what is too short to be sure is of the language of its set."""
     once = {normalise(item.text, "zh"): item for item in reversed(list(items))}
     distinct = sorted(once.values(), key=lambda item: (item.file, int(item.name.rpartition(":")[2])))
-    spoken = {item.name: identify(item.text, LANGUAGES).language for item in distinct}
-    usual = {
-        file: Counter(spoken[item.name] for item in members if spoken[item.name] != UNDETERMINED).most_common(1)
-        for file, members in ((file, list(group)) for file, group in itertools.groupby(distinct, key=lambda item: item.file))
-    }
+    spoken = [identify(item.text, LANGUAGES) for item in distinct]
+    usual: dict[str, Counter[str]] = {}
+    for item, own in zip(distinct, spoken, strict=True):
+        if own.language != UNDETERMINED:
+            usual.setdefault(item.file, Counter())[own.language] += 1
     found: dict[str, list[Item]] = {}
-    for item in distinct:
-        language = spoken[item.name]
-        if language == UNDETERMINED and usual[item.file]:
-            language = usual[item.file][0][0]
-        found.setdefault(language, []).append(item)
+    for item, own in zip(distinct, spoken, strict=True):
+        sure = own.score >= _SURE or item.file not in usual
+        found.setdefault(own.language if sure else usual[item.file].most_common(1)[0][0], []).append(item)
     return found

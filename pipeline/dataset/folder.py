@@ -59,7 +59,7 @@ class DatasetFolder:
     def rows(self, config: str, split: str) -> Iterator[dict[str, Any]]:
         """Rows in the order of their ids, in bounded memory."""
         for shard in self.shards(config, split):
-            with pq.ParquetFile(shard) as file:
+            with pq.ParquetFile(shard, pre_buffer=False) as file:
                 for batch in file.iter_batches(1_000):
                     yield from batch.to_pylist()
 

@@ -64,7 +64,7 @@ def parquet_rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, An
         raise InputError(f"{path}: holds no Parquet file")
     for file in files:
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 if missing := [c for c in required if c not in parquet.schema_arrow.names]:
                     raise InputError(f"{file}: lacks the column {missing[0]!r}; it has {', '.join(parquet.schema_arrow.names)}")
                 for batch in parquet.iter_batches(1_000):

@@ -18,6 +18,7 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "cleaning.py"
 def cleaning() -> ModuleType:
     spec = importlib.util.spec_from_file_location("cleaning_benchmark", FILE)
     assert spec is not None and spec.loader is not None
+    sys.path.append(str(FILE.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
