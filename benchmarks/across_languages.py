@@ -213,8 +213,8 @@ def report(results: dict[str, Any]) -> list[str]:
             "",
             "| rows | precision | recall |",
             "|---|---:|---:|",
-            f"| MGSM, six languages (worst pairs: {worst[0][1]}, {worst[1][1]}) | {found['mgsm']['all'][0]:.3f} ({worst[0][0]:.3f}) "
-            f"| {found['mgsm']['all'][1]:.3f} ({worst[1][0]:.3f}) |",
+            f"| MGSM, six languages (worst pairs: {worst[0][1]}, {worst[1][1]}) | {found['mgsm']['all'][0]:.3f} "
+            f"({worst[0][0]:.3f}) | {found['mgsm']['all'][1]:.3f} ({worst[1][0]:.3f}) |",
         ]
         for name, key in (
             ("two in five translations missing", "xquad"),
@@ -225,7 +225,7 @@ def report(results: dict[str, Any]) -> list[str]:
     if found := results.get("translated_items"):
         lines += [
             "",
-            f"Of {found['planted']} translated items among {found['rows']:,} other rows {found['found']} were found, and {found['false']} "
-            f"rows left for nothing; {found['wall_s']} s on two cores, embeddings included.",
+            f"Of {found['planted']} translated items among {found['rows']:,} other rows {found['found']} were found, and "
+            f"{found['false']} rows left for nothing; {found['wall_s']} s on two cores, embeddings included.",
         ]
     return lines

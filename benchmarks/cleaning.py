@@ -1,7 +1,8 @@
 """Cleaning: near-duplicates beside other libraries, languages, parallel groups, translated evaluation items.
 
     GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes; pip install rensa gaoya datasketch for the peers
-    GLOTLOOM_DATA=... python benchmarks/cleaning.py --scale       # and 100,000 to 1,000,000 rows of ~1 KB: seconds and memory
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py --stages      # ~8 minutes: identify, dedup, decontaminate of a million rows
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py --memory      # ~5 minutes: 100,000, 1,000,000 and 4,000,000 rows
     python benchmarks/cleaning.py --identify FOLDER               # ~1 minute; FOLDER: usr/share/help of Debian's gnome-user-docs
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --parallel    # ~2 minutes
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --translations  # ~10 minutes
@@ -37,9 +38,11 @@ from pathlib import Path
 from typing import Any
 
 import across_languages
+import cleaning_scale
 import pyarrow as pa
 import pyarrow.parquet as pq
 from across_languages import identification, parallel_groups, translated_items
+from cleaning_scale import every_stage, memory_by_rows
 
 from pipeline.clean.dedup import dedup
 from pipeline.clean.duplicates import normalise
@@ -232,31 +235,6 @@ def compare(originals: list[str], rows: int, work: Path) -> dict[str, Any]:
     return result
 
 
-def scale(originals: list[str], sizes: list[int], work: Path) -> dict[str, Any]:
-    """Rows of ~1 KB, a tenth of them copies."""
-    result = {}
-    for count in sizes:
-        file = work / f"scale-{count}.parquet"
-        draw = random.Random(1)
-        with pq.ParquetWriter(file, pa.schema([("id", pa.string()), ("text", pa.string())]), compression="zstd") as writer:
-            recent: list[str] = []
-            for begin in range(0, count, 10_000):
-                texts = []
-                for _ in range(min(10_000, count - begin)):
-                    copy = recent and draw.random() < 0.1
-                    text = draw.choice(recent) + "." if copy else " ".join(draw.sample(originals, 3)) + str(draw.random())
-                    texts.append(text)
-                recent = texts
-                writer.write_table(pa.table({"id": [f"{begin + n:08d}" for n in range(len(texts))], "text": texts}))
-        run = in_a_process("glotloom", file)
-        run["left"] = len(run["left"])
-        run["bytes_in"] = file.stat().st_size
-        result[str(count)] = {key: round(value, 1) for key, value in run.items()}
-        print(f"{count} rows of ~1 KB: {result[str(count)]}", file=sys.stderr)
-        file.unlink()
-    return result
-
-
 def report(results: dict[str, Any]) -> str:
     lines = [
         "| | rows | rows/s/core | recall, J >= .82 | precision | peak, MiB |",
@@ -265,17 +243,14 @@ def report(results: dict[str, Any]) -> str:
     for name, run in results.get("near_duplicates", {}).items():
         cells = [f"{run['rows']:,}", f"{run['rows_per_core_s']:,}", f"{run['recall']:.3f}", f"{run['precision']:.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} | {run['peak_mib']:.0f} |")
-    if results.get("scale"):
-        lines += ["", "| rows of ~1 KB | seconds | rows/s | peak, MiB |", "|---:|---:|---:|---:|"]
-        for count, run in results["scale"].items():
-            lines.append(f"| {int(count):,} | {run['wall_s']:.0f} | {int(count) / run['wall_s']:,.0f} | {run['peak_mib']:,.0f} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--scale", nargs="*", type=int, help="sizes; default 100000 and 1000000")
+    parser.add_argument("--stages", type=int, nargs="?", const=1_000_000, metavar="ROWS", help="of ~1 KB through every command")
+    parser.add_argument("--memory", action="store_true", help="of dedup, by number of rows")
     parser.add_argument("--identify", type=Path, metavar="FOLDER", help="of GNOME's help in many languages")
     parser.add_argument("--parallel", action="store_true", help="parallel groups of MGSM and XQuAD")
     parser.add_argument("--translations", action="store_true", help="MGSM in Chinese and Russian among 100,000 rows")
@@ -304,14 +279,16 @@ def main() -> int:
                 results["parallel"] = parallel_groups(asked.data, cache)
             elif asked.translations:
                 results["translated_items"] = translated_items(asked.data, originals[:100_000], cache)
-            elif asked.scale is None:
-                results["near_duplicates"] = compare(originals, asked.rows, Path(folder))
+            elif asked.stages:
+                results["every_stage"] = every_stage(originals, asked.stages, asked.data / "mgsm" / "mgsm_en.tsv", Path(folder))
+            elif asked.memory:
+                results["memory"] = memory_by_rows(originals, [100_000, 1_000_000, 4_000_000], Path(folder))
             else:
-                results["scale"] = scale(originals, asked.scale or [100_000, 1_000_000], Path(folder))
+                results["near_duplicates"] = compare(originals, asked.rows, Path(folder))
     if not asked.report:
         asked.out.parent.mkdir(exist_ok=True)
         asked.out.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join([report(results), *across_languages.report(results)]))
+    print("\n".join([report(results), *cleaning_scale.report(results), *across_languages.report(results)]))
     return 0
 
 

@@ -33,11 +33,12 @@ _WORKERS = click.option(
     "--keep",
     default="longest",
     show_default=True,
-    type=click.Choice(["longest", "first"]),
-    help="Which of several duplicates stays: the longest, or the first by id.",
+    metavar="POLICY",
+    help="Which of several duplicates stays: `longest`, `first` by id, or by a column: `highest:COLUMN`, `lowest:COLUMN`.",
 )
+@click.option("--containment", is_flag=True, help="Stricter: the shorter text's share of shingles in the other counts.")
 @plain_errors
-def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str) -> None:
+def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str, containment: bool) -> None:
     """Take the duplicates out of IN, a Parquet file or a folder of them.
 
     OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
@@ -52,11 +53,14 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
     Examples:
       glotloom dedup rows.parquet --out clean.parquet
       glotloom dedup folder --column messages --against release-1.parquet --out new.parquet
+      glotloom dedup rows.parquet --keep highest:quality --out clean.parquet
     """
     from pipeline.clean.dedup import dedup as run_dedup
 
     with ProgressBar() as progress:
-        done = run_dedup(rows, column, out, threshold=threshold, against=against, keep=keep, progress=progress)
+        done = run_dedup(
+            rows, column, out, threshold=threshold, against=against, keep=keep, containment=containment, progress=progress
+        )
     click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows; {done.exact:,} exact and {done.near:,} near-duplicates left")
     if done.not_compared:
         click.echo(

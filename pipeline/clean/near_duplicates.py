@@ -24,7 +24,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.clean.shingles import I64, SHINGLE, SLOTS, U32, U64, Bands, band_keys, code_points, distinct, jaccard, shingle_sets
+from pipeline.clean.shingles import (
+    I64,
+    SHINGLE,
+    SLOTS,
+    U32,
+    U64,
+    Bands,
+    Measure,
+    band_keys,
+    code_points,
+    distinct,
+    shingle_sets,
+    similarity,
+)
 from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 
@@ -47,15 +60,20 @@ Keys = list[U32]
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """How many pairs were verified, and how many in the same bucket were not, since it was too large."""
+
+    compared: int
+    not_compared: int
+
+
+@dataclass(frozen=True)
 class Matches:
     """What leaves: `partner` (rows) is the row that a row loses to, -1 where it stays; `score` their Jaccard similarity."""
 
     partner: I64
     score: npt.NDArray[np.float64]
-    candidates: int
-    """Pairs that were verified."""
-    not_compared: int
-    """Pairs in the same bucket that were not, since it was too large."""
+    pairs: Pairs
 
 
 def near_duplicate_stage(inputs: Stage, threshold: float) -> Stage:
@@ -78,8 +96,8 @@ def _run(run: StageRun, *, threshold: float) -> None:
     texts = functools.partial(_messages_of, folder)
     keys = all_band_keys(texts, total, Bands.at(threshold), report)
     matches = near_duplicates(texts, keys, np.arange(total), threshold, run.folder)
-    if matches.not_compared:
-        run.counters["pairs_not_compared"] = matches.not_compared
+    if matches.pairs.not_compared:
+        run.counters["pairs_not_compared"] = matches.pairs.not_compared
     partners = set(matches.partner.tolist())
     ids: dict[int, str] = {}
     for number, row in enumerate(rows_of(folder)):
@@ -138,10 +156,11 @@ def near_duplicates(
     work: Path,
     progress: Progress = lambda done, total: None,
     protected: int = 0,
+    measure: Measure = "jaccard",
 ) -> Matches:
     """What of these texts is to leave. `keys` is what `all_band_keys` gives, and is used up. `rank` (rows): of two
     near-duplicates the lower one stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and
-    others leave for each of them.
+    others leave for each of them. `measure` is what reaches the threshold.
 
     Memory grows by some 60 bytes a row beside the keys, which are let go of; the shingles of rows with candidates, if many, stand
     in a file in `work`. The result does not depend on the order of the rows or how they are cut into arrays.
@@ -173,11 +192,11 @@ def near_duplicates(
         values = store.values()
 
         def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
-            return jaccard(values, starts, place[left], place[right])
+            return similarity(values, starts, place[left], place[right], measure)
 
         search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()
-    found = Matches(np.full(total, -1), np.zeros(total), search.verified, search.not_compared)
+    found = Matches(np.full(total, -1), np.zeros(total), Pairs(search.verified, search.not_compared))
     left = np.flatnonzero(partner >= 0)
     found.partner[rows[left]] = rows[partner[left]]
     found.score[rows[left]] = score[left]
@@ -339,9 +358,9 @@ class _Search:
         partner = np.full(len(self.keys[0]), -1)
         score = np.zeros(len(self.keys[0]))
         order = np.lexsort([earlier, -scores, later])
-        for a, b, similarity in zip(earlier[order].tolist(), later[order].tolist(), scores[order].tolist(), strict=True):
+        for a, b, likeness in zip(earlier[order].tolist(), later[order].tolist(), scores[order].tolist(), strict=True):
             if partner[b] < 0 and partner[a] < 0:
-                partner[b], score[b] = a, similarity
+                partner[b], score[b] = a, likeness
         return partner, score
 
     def _orphans(self, partner: I64) -> npt.NDArray[np.bool_]:

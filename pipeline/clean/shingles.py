@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 _K = [np.uint64(k) for k in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xBF58476D1CE4E5B9)]
 
 Whole = TypeVar("Whole", np.uint32, np.uint64)
+Measure = Literal["jaccard", "containment"]
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
@@ -74,8 +75,11 @@ def shingle_sets(points: U32, starts: I64) -> tuple[U64, I64]:
     return np.concatenate(parts), np.cumsum(np.concatenate(sizes))
 
 
-def jaccard(hashes: U64, starts: I64, left: I64, right: I64) -> npt.NDArray[np.float64]:
-    """|a ∩ b| / |a ∪ b| for each pair of texts (left[i], right[i]), of which `shingle_sets` gave the sets."""
+def similarity(hashes: U64, starts: I64, left: I64, right: I64, measure: Measure = "jaccard") -> npt.NDArray[np.float64]:
+    """|a ∩ b| / |a ∪ b|, or / min(|a|, |b|) for containment, of each pair of texts (left[i], right[i]).
+
+    `shingle_sets` gave their sets.
+    """
     sizes = np.diff(starts)
     scores = np.empty(len(left), dtype=np.float64)
     begin = 0
@@ -90,7 +94,7 @@ def jaccard(hashes: U64, starts: I64, left: I64, right: I64) -> npt.NDArray[np.f
         keyed.sort(kind="stable")  # a merge of sorted runs, four times as fast here as a sort from nothing
         twice = keyed[1:][keyed[1:] == keyed[:-1]]
         common = np.bincount((twice >> np.uint64(_HASH_BITS)).astype(np.int64), minlength=end - begin)
-        scores[begin:end] = common / (sizes[a] + sizes[b] - common)
+        scores[begin:end] = common / (sizes[a] + sizes[b] - common if measure == "jaccard" else np.minimum(sizes[a], sizes[b]))
         begin = end
     return scores
 

@@ -74,8 +74,8 @@ class TextTable:
             raise InputError(
                 f"{self.path}: {ids.null_count} rows have no id; give them one, or leave the column out to have them made"
             )
-        counts = pc.value_counts(ids)
-        if len(counts) < len(ids):
+        if pc.count_distinct(ids).as_py() < len(ids):
+            counts = pc.value_counts(ids)
             twice = pc.min(counts.filter(pc.greater(counts.field(1), 1)).field(0)).as_py()
             raise InputError(f"{self.path}: id {twice!r} stands in more than one row; leave the column out to have ids made")
         return ids

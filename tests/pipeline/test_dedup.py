@@ -60,15 +60,6 @@ def test_every_row_is_in_one_of_the_two_files_with_its_reason_and_partner(tmp_pa
     assert (report.rows_in, report.kept, report.exact, report.near) == (9, 5, 3, 1)
 
 
-def test_which_of_several_stays_is_a_policy(tmp_path):
-    long = long_text(1)
-    rows = write(tmp_path / "in.parquet", [long, long + "!", "Same", "same"], id=["b", "c", "y", "x"])
-
-    dedup(rows, "text", tmp_path / "first.parquet", keep="first")
-
-    assert [row["id"] for row in read(tmp_path / "first.parquet")[0]] == ["b", "x"]
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.booleans())
 def test_order_and_files_of_the_rows_do_not_matter(tmp_path_factory, seed, files, with_ids):
@@ -115,6 +106,63 @@ def test_a_release_without_ids_is_named_by_file_and_row(tmp_path):
     dedup(rows, "text", tmp_path / "out.parquet", against=released)
 
     assert [row["partner_id"] for row in read(tmp_path / "out.parquet")[1]] == ["old.parquet:1"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "stays"),
+    [
+        ("longest", "b"),
+        ("first", "a"),
+        ("highest:quality", "c"),
+        ("lowest:quality", "a"),
+        ("lowest:day", "d"),
+        ("highest:day", "b"),
+    ],
+)
+def test_which_of_several_stays_is_a_policy(tmp_path, keep, stays):
+    text = "the same text of a row that was written down several times over, with little changed"
+    rows = tmp_path / "in.parquet"
+    columns = {
+        "id": ["a", "b", "c", "d"],
+        "text": [text, text + "!!", text + "!", text + "?"],
+        "quality": [0.1, None, 0.9, 0.5],
+        "day": pa.array([3, 9, None, 1], pa.date32()),
+    }
+    pq.write_table(pa.table(columns), rows)
+
+    dedup(rows, "text", tmp_path / "out.parquet", keep=keep)
+
+    assert pq.read_table(tmp_path / "out.parquet").column("id").to_pylist() == [stays]
+
+
+@pytest.mark.parametrize(
+    ("keep", "problem"),
+    [
+        ("best", "keep = 'best': expected one of longest, first, highest:COLUMN"),
+        ("highest:score", "no column 'score' to keep rows by; it has id, text, tags"),
+        ("highest:", "no column '' to keep rows by"),
+        ("lowest:tags", "column 'tags' is list<.*>, which has no order"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(tmp_path, keep, problem):
+    rows = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["a"], "tags": [["x"]]}), rows)
+
+    with pytest.raises(InputError, match=problem):
+        dedup(rows, "text", tmp_path / "out.parquet", keep=keep)
+
+
+def test_a_text_that_stands_in_another_leaves_by_containment_alone(tmp_path):
+    text = "".join(random.Random(0).choices("abcdefghij klmnop", k=600))
+    rows = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": ["long", "short"], "text": [text, text[:420]]}), rows)
+
+    plain = dedup(rows, "text", tmp_path / "plain.parquet")
+    strict = dedup(rows, "text", tmp_path / "strict.parquet", containment=True)
+
+    assert (plain.near, strict.near) == (0, 1)
+    (left,) = pq.read_table(tmp_path / "strict.dropped.parquet").to_pylist()
+    assert (left["id"], left["partner_id"], left["score"]) == ("short", "long", 1.0)
 
 
 def test_messages_and_bytes_are_texts_too_and_columns_keep_their_types(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.near_duplicates import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
-from pipeline.clean.shingles import Bands, band_keys, code_points, jaccard, shingle_sets
+from pipeline.clean.shingles import Bands, band_keys, code_points, shingle_sets, similarity
 
 TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
 SURE = Bands(count=32, rows=4)  # finds all but one in ten million pairs of .8
@@ -65,7 +65,7 @@ def test_jaccard_is_that_of_the_sets(texts):
 
     assert np.diff(starts).tolist() == [len(naive_shingles(text)) for text in texts]
     every = [(a, b) for a in range(len(texts)) for b in range(len(texts))]
-    scores = jaccard(hashes, starts, *np.array(every, np.int64).T)
+    scores = similarity(hashes, starts, *np.array(every, np.int64).T)
     assert scores.tolist() == [naive_jaccard(texts[a], texts[b]) for a, b in every]
 
 
@@ -75,7 +75,7 @@ def test_jaccard_of_more_pairs_than_fit_the_cache_is_the_same():
     left, right = np.array(np.meshgrid(range(60), range(60)), np.int64).reshape(2, -1).repeat(20, axis=1)
 
     assert len(left) > 1 << 16
-    assert jaccard(hashes, starts, left, right).tolist() == [
+    assert similarity(hashes, starts, left, right).tolist() == [
         naive_jaccard(texts[a], texts[b]) for a, b in zip(left, right, strict=True)
     ]
 
@@ -142,7 +142,7 @@ def test_bucket_after_bucket_of_one_template_is_bounded_and_says_what_it_left_ou
 
     assert (found.partner[:3000] < 0).all()
     assert (found.partner[3000:] >= 0).mean() >= 0.95
-    assert found.candidates < 250_000 < found.not_compared
+    assert found.pairs.compared < 250_000 < found.pairs.not_compared
 
 
 def test_a_hundred_thousand_copies_cost_one_comparison_each(tmp_path):
@@ -152,7 +152,7 @@ def test_a_hundred_thousand_copies_cost_one_comparison_each(tmp_path):
     found = find(texts, tmp_path, cut=10_000, bands=None)
 
     assert (found.partner >= 0).sum() == 99_999
-    assert found.candidates <= 2 * 100_000 and found.not_compared == 0
+    assert found.pairs.compared <= 2 * 100_000 and found.pairs.not_compared == 0
 
 
 def test_recall_is_what_the_bands_promise(tmp_path):
