@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from collections import Counter
@@ -80,6 +81,35 @@ def table(card: str, heading: str) -> dict[str, list[str]]:
 
 def number(cell: str) -> int:
     return int(cell.partition(" ")[0])
+
+
+def reasons_in_code() -> set[str]:
+    """What is given to `drop`, `pass_over` or `Refused`, or stands first in a tuple that is returned."""
+    found = set()
+    for file in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            told: list[ast.expr] = []
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                told = node.value.elts[:1]
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in {
+                "drop",
+                "pass_over",
+                "Refused",
+            }:
+                told = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "reason")]
+            found |= {value.value for value in told if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+    return {text for text in found if re.fullmatch(r"[a-z]+(_[a-z]+)*", text)}
+
+
+def test_every_reason_is_explained_and_every_explained_one_exists():
+    page = (ROOT / "docs" / "reasons.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    explained = {name for cell in rows for name in re.findall(r"`([a-z_]+)`", cell)}
+    code = "\n".join(file.read_text("utf-8") for file in (ROOT / "pipeline").rglob("*.py"))
+
+    assert len(reasons_in_code()) >= 20
+    assert reasons_in_code() - explained == set()
+    assert [name for name in sorted(explained) if f'"{name}"' not in code and not name.endswith("_in_other_language")] == []
 
 
 def reasons(cell: str) -> Counter[str]:

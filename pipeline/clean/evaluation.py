@@ -55,8 +55,11 @@ class Shared:
 
 def evaluation_items(path: Path) -> Iterator[Item]:
     """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl` and `.parquet`."""
+    number = 0
     for number, text in enumerate(_questions(path), 1):
         yield Item(f"{path.name}:{number}", text)
+    if not number:
+        raise InputError(f"{path}: holds no item; expected an evaluation set")
 
 
 def _questions(path: Path) -> Iterator[str]:

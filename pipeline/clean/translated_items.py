@@ -17,7 +17,7 @@ from pipeline.clean.duplicates import normalise
 from pipeline.clean.embeddings import LANGUAGES, Embedder
 from pipeline.clean.evaluation import Item
 from pipeline.clean.facts import Facts, contradict, facts, numbers, shared_numbers
-from pipeline.clean.identify import UNDETERMINED, identify
+from pipeline.clean.identify import SURE, UNDETERMINED, identify
 from pipeline.clean.nearest import F16, F32, cosines_of
 from pipeline.processes import blocks
 
@@ -27,7 +27,6 @@ _LEAST = {True: (0.5, 1.1), False: (0.6, 1.15)}  # cosine; the same over the mea
 _SHARED = 0.5  # of an item's numbers
 _ROUGH = 0.01  # by so much the cosines of a matrix product may be wrong, and more
 _SHORTEST = 12  # characters of a paragraph that is compared
-_SURE = 0.9  # score of a language that is not the one of most items of the set
 _ROWS_AT_ONCE = 2_048
 
 
@@ -145,6 +144,6 @@ def _by_language(items: Iterable[Item]) -> dict[str, list[Item]]:
             usual.setdefault(item.file, Counter())[own.language] += 1
     found: dict[str, list[Item]] = {}
     for item, own in zip(distinct, spoken, strict=True):
-        sure = own.score >= _SURE or item.file not in usual
+        sure = own.score >= SURE or item.file not in usual
         found.setdefault(own.language if sure else usual[item.file].most_common(1)[0][0], []).append(item)
     return found

@@ -59,7 +59,7 @@ def test_the_question_counts_too(sample):
     assert fault is not None
     assert fault[0] == "translation_numbers_differ"
     assert "[7.0]" in fault[1]
-    assert "['8']" in fault[1]
+    assert "[8.0]" in fault[1]
 
 
 @given(st.text(max_size=80))
