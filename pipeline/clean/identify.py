@@ -35,7 +35,6 @@ _MASKED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\\\[.*
 _KANA = re.compile(r"[\u3040-\u30ff]")
 _HANGUL = re.compile(r"[\uac00-\ud7af]")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_LETTER = re.compile(r"[^\W\d_]")
 _PART = re.compile(r"[^\n]{40,}?[.!?](?=\s)|[^\n]{10,}?[。！？]|[^\n]+")
 # Cyrillic letters that one language alone has among those told apart here. Belarusian, and the languages of the last row, which
 # nothing here knows (Kazakh, Tatar, Mongolian and others), have letters of Ukrainian and Russian besides.
@@ -52,6 +51,7 @@ _OWN_LETTERS = {
 # Shorter texts than this say nothing of their language: letters for alphabets, characters for Han.
 _MIN_LETTERS = 10
 _MIN_HAN = 4
+_PIECE = 200  # characters
 # From so many on an alphabet's text says as much as the probability claims.
 _ENOUGH_LETTERS = 20
 # The weight of a language outside the recipe against one inside it.
@@ -74,8 +74,8 @@ def mask(text: str) -> str:
 
 def identify(text: str, languages: Iterable[str]) -> Identified:
     """The language of a text among all that langdetect knows, the given ones preferred; `undetermined` when too short to say."""
-    text = mask(text)
-    letters = len(_LETTER.findall(text))
+    text = _pieces(mask(text))
+    letters = _letters(text)
     if (found := _by_script(text, letters)) is not None:
         return found
     if letters < _MIN_LETTERS:
@@ -102,7 +102,7 @@ def mixed_in(text: str, expected: str, languages: Iterable[str]) -> tuple[str, f
     counts: Counter[str] = Counter()
     for part in _PART.findall(mask(text)):
         found = other_language(part, expected, languages)
-        counts[found.language if found else expected] += len(_LETTER.findall(part))
+        counts[found.language if found else expected] += _letters(part)
     others = [(count, language) for language, count in counts.items() if language != expected]
     count, language = max(others, default=(0, expected))
     return language, count / max(1, counts.total())
@@ -111,7 +111,7 @@ def mixed_in(text: str, expected: str, languages: Iterable[str]) -> tuple[str, f
 def second_opinion(text: str) -> str:
     """What py3langid holds the text to be, among all of its 97 languages; `undetermined` where there is too little to say."""
     text = mask(text)
-    if len(_LETTER.findall(text)) < _MIN_LETTERS and not _HAN.search(text):
+    if _letters(text) < _MIN_LETTERS and not _HAN.search(text):
         return UNDETERMINED
     language: str = _second().classify(text)[0]
     return language
@@ -157,6 +157,18 @@ def _by_own_letters(text: str, letters: int) -> str | None:
             counts[wider] += counts.pop("uk", 0) + counts.pop("ru", 0)
     language, count = max(counts.items(), key=lambda item: item[1])
     return language if count and count >= 3 * (sum(counts.values()) - count) else None
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
+
+
+def _pieces(text: str) -> str:
+    """The beginning, the middle and the end of a long text say as much of its language as all of it."""
+    if len(text) <= 3 * _PIECE:
+        return text
+    middle = (len(text) - _PIECE) // 2
+    return " ".join((text[:_PIECE], text[middle : middle + _PIECE], text[-_PIECE:]))
 
 
 @functools.cache

@@ -153,3 +153,11 @@ def test_any_text_is_identified_without_an_error(text):
 
     assert 0 <= found.score <= 1
     assert found.language == UNDETERMINED or len(found.language) == 2
+
+
+def test_of_a_long_text_beginning_middle_and_end_tell():
+    french = "Le pont a été construit au dix-neuvième siècle par les habitants du village. "
+    english = "The bridge was built in the nineteenth century by the people of the village. "
+
+    assert identify(french * 2000, RECIPE) == identify(french * 20, RECIPE)
+    assert identify(english + french * 200, RECIPE).language == "fr"
