@@ -235,9 +235,13 @@ def test_whatever_text_an_item_is_made_of_it_is_found_in_itself_and_among_other_
     assert finds(item, f"{before}. {item} .{after}") == bool(ngrams(item))
 
 
-def test_no_text_and_no_item_are_no_problem(tmp_path: Path):
+def test_a_set_without_items_is_refused(tmp_path: Path):
     (tmp_path / "none.jsonl").write_text("")
 
-    assert list(evaluation_items(tmp_path / "none.jsonl")) == []
+    with pytest.raises(InputError, match="none.jsonl: holds no item"):
+        list(evaluation_items(tmp_path / "none.jsonl"))
+
+
+def test_no_text_and_no_item_are_no_problem():
     assert overlap().find("What is two plus two?") is None
     assert overlap("What is two plus two?").find("") is None
