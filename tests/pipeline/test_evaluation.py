@@ -238,7 +238,7 @@ def test_whatever_text_an_item_is_made_of_it_is_found_in_itself_and_among_other_
 def test_a_set_without_items_is_refused(tmp_path: Path):
     (tmp_path / "none.jsonl").write_text("")
 
-    with pytest.raises(InputError, match="none.jsonl: holds no item"):
+    with pytest.raises(InputError, match=r"none\.jsonl: holds no item"):
         list(evaluation_items(tmp_path / "none.jsonl"))
 
 
