@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flows.progress import ProgressBar
 
 _WORKERS = click.option(
     "--workers",
-    default=os.cpu_count() or 1,
+    default=len(os.sched_getaffinity(0)),
     show_default="one a core",
     type=click.IntRange(min=1),
     help="Processes at work. The result is the same for any number.",
@@ -46,7 +47,7 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
 
     First what is equal but for Unicode form, case, white space and Chinese script leaves, then near-duplicates: rows that share
     most windows of 5 characters with a row that stays, each compared in full. A chain of small changes does not pull its ends
-    together.
+    together. Rows without a text are equal to each other. OUT is written over if it is there.
     Rows may be of any length and script. The same rows give the same bytes, in whatever order and files they come.
 
     \b
@@ -104,7 +105,9 @@ def identify(rows: Path, column: str, languages: str, out: Path, second: bool, w
 @click.command()
 @click.argument("rows", metavar="IN", type=click.Path(path_type=Path))
 @click.option("--column", default="text", show_default=True, help="What to compare: a column of texts, or messages.")
-@click.option("--language-column", default="language", show_default=True, help="The column with each row's ISO 639-1 code.")
+@click.option(
+    "--language-column", help="The column with each row's ISO 639-1 code.  [default: language, or else identified_language]"
+)
 @click.option("--languages", metavar="CODES", default="", help="Compare only these, such as en,zh,ru.  [default: all of IN]")
 @click.option("--out", required=True, metavar="GROUPS", type=click.Path(path_type=Path), help="A Parquet file for the groups.")
 @click.option(
@@ -112,7 +115,9 @@ def identify(rows: Path, column: str, languages: str, out: Path, second: bool, w
 )
 @_WORKERS
 @plain_errors
-def parallel(rows: Path, column: str, language_column: str, languages: str, out: Path, precision: float, workers: int) -> None:
+def parallel(
+    rows: Path, column: str, language_column: str | None, languages: str, out: Path, precision: float, workers: int
+) -> None:
     """Find the rows of IN, a Parquet file or a folder of them, that say the same in different languages.
 
     GROUPS gets id, group_id and score of every row that has a counterpart, sorted by id. Rows that share a value in a column
@@ -146,7 +151,10 @@ def parallel(rows: Path, column: str, language_column: str, languages: str, out:
         click.echo(f"{done.not_compared:,} rows were not compared: in other languages, or without a letter")
     for (a, b), count in done.pairs.items():
         fitted = done.thresholds[a, b]
-        click.echo(f"  {a}-{b}  {count:>7,} pairs   least margin {fitted.margin:.3f}, {fitted.wrong:.1%} estimated wrong")
+        wrong = "too few to estimate how many are wrong" if fitted.wrong is None else f"{fitted.wrong:.1%} estimated wrong"
+        click.echo(f"  {a}-{b}  {count:>7,} pairs   least margin {fitted.margin:.3f}, {wrong}")
+    if poor := [f"{a}-{b}" for (a, b), fitted in done.thresholds.items() if math.isinf(fitted.margin)]:
+        click.echo(f"glotloom: warning: {', '.join(poor)}: no margin gives the precision asked for, so no pair was made", err=True)
 
 
 @click.command()
@@ -158,20 +166,20 @@ def parallel(rows: Path, column: str, language_column: str, languages: str, out:
     multiple=True,
     metavar="EVAL",
     type=click.Path(path_type=Path),
-    help="An evaluation set: .parquet or .jsonl with question, prompt, problem, text or the like, or .tsv. May be repeated.",
+    help="An evaluation set: .parquet, or .jsonl with an object a line, with question, prompt, instruction, problem, text, query "
+    "or input (the first of these counts), or .tsv (the first column). May be repeated.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
 @click.option("--translations", is_flag=True, help="Find items in other languages than their own too.")
 @click.option(
     "--language-column",
-    default="language",
-    show_default=True,
-    help="With --translations: the column with each row's ISO 639-1 code. Identified if IN has none.",
+    help="With --translations: the column with each row's ISO 639-1 code.  [default: language, or else identified_language, or "
+    "else it is identified]",
 )
 @_WORKERS
 @plain_errors
 def decontaminate(
-    rows: Path, column: str, against: tuple[Path, ...], out: Path, translations: bool, language_column: str, workers: int
+    rows: Path, column: str, against: tuple[Path, ...], out: Path, translations: bool, language_column: str | None, workers: int
 ) -> None:
     """Take out of IN, a Parquet file or a folder of them, what stands in an evaluation set.
 
@@ -179,8 +187,8 @@ def decontaminate(
     partner_id (file and number of the item) and score of the rest; both are sorted by id.
 
     A row leaves that has 10 words in a row of an item, or 20 characters of a script without spaces, or the whole of a shorter item.
-    With --translations also one that says in another language what an item says, numbers included (pip install
-    'glotloom[embeddings]'; in ar de en es fr it ja ko nl pl pt ru th tr zh).
+    An item has to have at least 4 words or 8 characters. With --translations also a row that says in another language what an item
+    says, numbers included (pip install 'glotloom[embeddings]'; in ar de en es fr it ja ko nl pl pt ru th tr zh).
 
     \b
     Examples:
@@ -188,6 +196,7 @@ def decontaminate(
       glotloom decontaminate rows.parquet --against gsm8k.jsonl --against mgsm_en.tsv --translations --out clean.parquet
     """
     from pipeline.clean.decontaminate_table import decontaminate as run_decontaminate
+    from pipeline.errors import some_of
 
     with ProgressBar() as progress:
         done = run_decontaminate(
@@ -208,7 +217,10 @@ def decontaminate(
     for count, what in (
         (checked.items_too_short, "items are too short to be looked for word by word"),
         (checked.items_not_comparable, "items are in languages whose translations cannot be found"),
-        (checked.rows_not_comparable, "rows are in languages that cannot be compared with items of others"),
+        (
+            checked.rows_not_comparable,
+            f"rows were not searched for translations, being in other languages: {some_of(checked.languages_not_comparable)}",
+        ),
     ):
         if count:
             click.echo(f"glotloom: warning: {count:,} {what}", err=True)

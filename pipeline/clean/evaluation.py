@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,20 @@ class Shared:
     share: float
 
 
-def evaluation_items(path: Path) -> Iterator[Item]:
+def read_sets(paths: Sequence[Path]) -> list[Item]:
+    """The items of several sets; those of the same file name are called by as much of their paths as tells them apart."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while length < max(map(len, parts), default=0) and len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [item for path, part in zip(paths, parts, strict=True) for item in evaluation_items(path, "/".join(part[-length:]))]
+
+
+def evaluation_items(path: Path, name: str = "") -> Iterator[Item]:
     """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl` and `.parquet`."""
     number = 0
     for number, text in enumerate(_questions(path), 1):
-        yield Item(f"{path.name}:{number}", text)
+        yield Item(f"{name or path.name}:{number}", text)
     if not number:
         raise InputError(f"{path}: holds no item; expected an evaluation set")
 
@@ -78,35 +87,32 @@ def _questions(path: Path) -> Iterator[str]:
 
 
 class Overlap:
-    """Looks for stretches of items in texts; `too_short` counts the items that are too short to be looked for."""
+    """Looks for stretches of items in texts."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self.too_short = 0
-        # First units of a stretch -> its length -> stretch -> item.
-        self._by_start: dict[tuple[str, ...], dict[int, dict[str, Item]]] = {}
+        # First units of a stretch -> its length -> stretch -> items.
+        self._by_start: dict[tuple[str, ...], dict[int, dict[str, list[Item]]]] = {}
         for item in items:
-            stretches = ngrams(item.text)
-            self.too_short += not stretches
-            for stretch in sorted(stretches):
+            for stretch in sorted(ngrams(item.text)):
                 parts = stretch.split(" ")
                 by_length = self._by_start.setdefault(tuple(parts[:_LEAST]), {})
-                by_length.setdefault(len(parts), {}).setdefault(stretch, item)
+                by_length.setdefault(len(parts), {}).setdefault(stretch, []).append(item)
         self._starts = frozenset(self._by_start)
 
     def find(self, text: str) -> Shared | None:
-        """The first stretch of the text that an item has too."""
+        """The item of which the text has the greatest share of stretches, with the first of them; of equal ones the first item."""
         units = _units(text)
         windows = [units[offset:] for offset in range(_LEAST)]
         if self._starts.isdisjoint(zip(*windows, strict=False)):  # most texts, at a tenth of the cost
             return None
+        found: dict[Item, dict[str, None]] = {}
         for start, window in enumerate(zip(*windows, strict=False)):
             for length, stretches in self._by_start.get(window, {}).items():
                 stretch = " ".join(units[start : start + length])
-                if item := stretches.get(stretch):
-                    wanted = ngrams(item.text)
-                    every = (" ".join(units[begin : begin + length]) for begin in range(len(units) - length + 1))
-                    return Shared(item, stretch, len({own for own in every if own in wanted}) / len(wanted))
-        return None
+                for item in stretches.get(stretch, ()):
+                    found.setdefault(item, {})[stretch] = None
+        shared = (Shared(item, next(iter(own)), len(own) / len(ngrams(item.text))) for item, own in found.items())
+        return max(shared, key=lambda of: of.share, default=None)
 
 
 def ngrams(text: str) -> set[str]:

@@ -25,7 +25,7 @@ _CLOCK = 12
 _SPELT_OUT = 20  # larger ones that are not round are written in digits
 _ROUND = frozenset({*range(0, 101, 10), 1000, 10**4, 10**5, 10**6})
 _SHIFTS = range(2, 13)  # powers of ten
-_TRIED = 250_000  # pairs of numbers: of more it takes seconds to find those that are the same
+_TRIED = 10_000  # pairs of numbers: of more it takes seconds to find those that are the same
 _TOLERATED = 0.2
 
 

@@ -31,7 +31,10 @@ UNDETERMINED = "undetermined"
 SURE = 0.9
 """A language other than the one expected counts from this score on; below it two neighbours cannot be told apart."""
 
-_MASKED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\\\[.*?\\\]|\\\(.*?\\\)|https?://\S+", re.DOTALL)
+# A formula has an end nearby: to look for it far and wide from every beginning would take forever.
+_MASKED = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.{0,2000}?\$\$|\$[^$\n]{1,2000}\$|\\\[.{0,2000}?\\\]|\\\(.{0,500}?\\\)|https?://\S+", re.DOTALL
+)
 _KANA = re.compile(r"[\u3040-\u30ff]")
 _HANGUL = re.compile(r"[\uac00-\ud7af]")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -122,6 +125,13 @@ def second_backend() -> str:
     if find_spec("py3langid") is None:
         raise InputError("a second opinion needs py3langid, which is not installed: pip install 'glotloom[fast]'")
     return f"py3langid {version('py3langid')}"
+
+
+@functools.cache
+def known_languages() -> tuple[str, ...]:
+    """All that can be identified, ISO 639-1, sorted."""
+    names = _factory("langdetect_rs" if _RUST else "langdetect").get_lang_list()
+    return tuple(sorted({name[:2] for name in names} | set(_OWN_LETTERS) - {UNDETERMINED}))
 
 
 def _probabilities(text: str, languages: tuple[str, ...], backend: str) -> list[Any]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clean.identify import Identified, identify, second_backend, second_opinion
-from pipeline.clean.tables import TextTable, check_out, open_table, text_of, working_folder, write_table
+from pipeline.clean.identify import Identified, identify, known_languages, second_backend, second_opinion
+from pipeline.clean.tables import check_out, open_table, working_folder, write_table
 from pipeline.errors import InputError
 from pipeline.processes import Workers
 
@@ -46,6 +45,8 @@ def identify_table(
     """
     if not languages or not all(len(code) == 2 and code.isascii() and code.islower() for code in languages):
         raise InputError(f"languages = {', '.join(languages)!r}: expected ISO 639-1 codes, such as en,zh,ru")
+    if unknown := sorted(set(languages) - set(known_languages())):
+        raise InputError(f"languages: {', '.join(unknown)} cannot be identified; there are {', '.join(known_languages())}")
     if second:
         second_backend()
     check_out(out)
@@ -59,7 +60,7 @@ def identify_table(
         ids = table.ids()
         codes: list[str] = []
         scores, agreed = array("f"), array("b")
-        for part in processes.map(_texts(table)):
+        for part in processes.map(table.values()):
             for found, same in part:
                 codes.append(found.language)
                 scores.append(found.score)
@@ -73,12 +74,6 @@ def identify_table(
     return IdentifyReport(languages=dict(counts), disagreed=len(codes) - sum(agreed) if second else None)
 
 
-def _texts(table: TextTable) -> Iterator[list[Any]]:
-    for texts in table.texts():
-        yield texts.to_pylist()
-
-
-def _identified(values: Sequence[Any], *, languages: tuple[str, ...], second: bool) -> list[tuple[Identified, bool]]:
-    texts = [text_of(value) for value in values]
+def _identified(texts: Sequence[str], *, languages: tuple[str, ...], second: bool) -> list[tuple[Identified, bool]]:
     found = [identify(text, languages) for text in texts]
     return [(own, not second or own.language == second_opinion(text)) for own, text in zip(found, texts, strict=True)]

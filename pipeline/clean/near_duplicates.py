@@ -120,12 +120,12 @@ def _messages_of(folder: Path) -> Iterator[pa.Array]:
 
 def joined_messages(messages: pa.Array) -> pa.Array:
     """The turns of each row as one text, a line each; roles, and so the template of a chat, are left out."""
-    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.string()), "")
+    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.binary()), b"")
     turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(messages) + 1, dtype=np.int64)
     np.cumsum(turns, out=offsets[1:])
     by_row = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), contents)
-    return pc.binary_join(by_row, "\n")
+    return pc.binary_join(by_row, b"\n")
 
 
 def all_band_keys(texts: Texts, total: int, bands: Bands, read: Progress = lambda done, total: None) -> Keys:

@@ -13,6 +13,7 @@ chance match does not chain two groups together.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,12 @@ _SPARE = 2  # neighbours more that are candidates
 _TRIED = 2  # candidates of a row that may bring groups together, should the best be taken
 _LEAST_COSINE = 0.4
 _LEAST_MARGIN = 1.0
-_DEFAULT_MARGIN = 1.2  # where the rows are too few to fit: XQuAD's questions reach precision .96 in every pair of languages
+# Of fewer mutual best pairs nothing can be estimated: at this margin XQuAD's questions reach .96 in every pair of languages.
+_FEWEST = 20
+_DEFAULT_MARGIN = 1.2
+_POOR = 0.1  # share estimated wrong at that margin, beyond which none is good enough
+ABSENT = 0.54
+"""What a neighbour counts that a language has too few rows for: two single rows have to be as near as .7 to pass for the same."""
 _ROUNDS = 3
 
 Progress = Callable[[int, int], None]
@@ -39,11 +45,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Threshold:
-    """Of one pair of languages: the least margin, how many pairs reach it, and what share of them is estimated to be wrong."""
+    """Of one pair of languages: the least margin (infinite where none is good enough), how many mutual best pairs reach it, and
+    what share of them is estimated to be wrong, None where there are too few to say."""
 
     margin: float
     pairs: int
-    wrong: float
+    wrong: float | None
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,13 @@ def fit_threshold(pairs: _Pairs, sizes: tuple[int, int], wrong: float) -> Thresh
 
     The estimate hides the right answers: of rows that have their pair, that pair is taken away, and what is each other's best then
     is wrong for certain. As many of the rows without a pair as either language has are expected to find such a wrong one.
+    Where no margin does, it is 1.2 if no more than a tenth is estimated to be wrong there, and infinite if more. With fewer than 20
+    mutual best pairs it is 1.2, and nothing is estimated.
     """
     mutual = pairs.chosen(pairs.mutual())
     margins = np.sort(mutual.margin[mutual.margin >= _LEAST_MARGIN])[::-1]
+    if len(margins) < _FEWEST:
+        return Threshold(_DEFAULT_MARGIN, int((margins >= _DEFAULT_MARGIN).sum()), None)
     chosen = Threshold(_LEAST_MARGIN, len(margins), 0.0)
     for _ in range(_ROUNDS):
         taken = mutual.chosen(mutual.margin >= chosen.margin)
@@ -139,12 +150,14 @@ def fit_threshold(pairs: _Pairs, sizes: tuple[int, int], wrong: float) -> Thresh
         decoys = np.sort(wrong_ones.margin)
         above = len(decoys) - np.searchsorted(decoys, margins, side="left")
         count = np.arange(1, len(margins) + 1)
-        unpaired = np.maximum(0, 1 - count / np.array(sizes)[:, None]).min(axis=0)
+        unpaired = (min(sizes) - count + 1) / (min(sizes) + 1)
         expected = (above + 1) * (min(sizes) / len(taken)) * unpaired / count
         fine = np.flatnonzero(expected <= wrong)
         if not len(fine):
             reach = int((margins >= _DEFAULT_MARGIN).sum())
-            return Threshold(_DEFAULT_MARGIN, reach, min(1.0, float(expected[reach - 1])) if reach else 0.0)
+            if reach and expected[reach - 1] <= _POOR:
+                return Threshold(_DEFAULT_MARGIN, reach, float(expected[reach - 1]))
+            return Threshold(math.inf, 0, 0.0)
         chosen = Threshold(float(margins[fine[-1]]), int(fine[-1]) + 1, float(expected[fine[-1]]))
     return chosen
 
@@ -163,9 +176,9 @@ class _Space:
 
     def __init__(self, vectors: F16, codes: npt.NDArray[np.str_], rows: dict[str, I64]) -> None:
         self.vectors, self.codes, self.rows = vectors, codes, rows
-        self._nearness: dict[str, npt.NDArray[np.float32]] = {
-            language: np.full(len(codes), np.nan, np.float32) for language in rows
-        }
+        self._number = {language: number for number, language in enumerate(rows)}
+        self._spoken = np.array([self._number[code] for code in codes.tolist()], dtype=np.int64)
+        self._nearness = np.full((len(rows), len(codes)), np.nan, dtype=np.float32)  # of each row's neighbours, by their language
 
     def candidates(self, a: str, b: str) -> _Pairs:
         ahead, back = self._neighbours(a, b), self._neighbours(b, a)
@@ -182,20 +195,16 @@ class _Space:
         found, _ = nearest(self.vectors[own], self.vectors[others], NEIGHBOURS + _SPARE)
         left, right = np.repeat(own, found.shape[1]), others[found.ravel()]
         cosines = np.sort(cosines_of(self.vectors, left, right).reshape(found.shape), axis=1)
-        self._nearness[b][own] = cosines[:, -NEIGHBOURS:].mean(axis=1)
+        best = cosines[:, -NEIGHBOURS:]
+        self._nearness[self._number[b], own] = (best.sum(axis=1) + (NEIGHBOURS - best.shape[1]) * ABSENT) / NEIGHBOURS
         return left, right
 
     def margins(self, left: I64, right: I64) -> F64:
         return cosines_of(self.vectors, left, right) / self._mean_nearness(left, right)
 
     def _mean_nearness(self, left: I64, right: I64) -> F64:
-        found = np.empty(len(left))
-        codes_left, codes_right = self.codes[left], self.codes[right]
-        for a, b in itertools.product(self.rows, repeat=2):
-            own = (codes_left == a) & (codes_right == b)
-            if own.any():
-                found[own] = (self._nearness[b][left[own]].astype(np.float64) + self._nearness[a][right[own]]) / 2
-        return np.maximum(found, 1e-3)
+        ahead = self._nearness[self._spoken[right], left].astype(np.float64)
+        return np.maximum((ahead + self._nearness[self._spoken[left], right]) / 2, 1e-3)
 
 
 class _Assembly:
@@ -203,7 +212,11 @@ class _Assembly:
 
     def __init__(self, space: _Space, thresholds: dict[tuple[str, str], Threshold], facts: Callable[[int], Facts]) -> None:
         self._space, self._facts = space, facts
-        self._thresholds = {**thresholds, **{(b, a): value for (a, b), value in thresholds.items()}}
+        self._thresholds = thresholds
+        self._usual: dict[tuple[str, str], float] = {}  # what a pair that comes along with another has to reach
+        for (one, other), threshold in thresholds.items():
+            usual = threshold.margin if math.isfinite(threshold.margin) else _DEFAULT_MARGIN
+            self._usual[one, other] = self._usual[other, one] = usual
         self._group = np.full(len(space.codes), -1)
         self._members: dict[int, list[int]] = {}
         self._origin = -1 - np.arange(len(space.codes))  # equal for rows that are known to belong together
@@ -241,7 +254,7 @@ class _Assembly:
             if any(contradict(self._facts(x), self._facts(y)) for x, y in across):
                 return
             left, right = np.array(across).T
-            least = [self._thresholds[self._space.codes[x], self._space.codes[y]].margin for x, y in across]
+            least = [self._usual[self._space.codes[x], self._space.codes[y]] for x, y in across]
             if (self._space.margins(left, right) - least).mean() < 0:
                 return
         self._set(ours + theirs)

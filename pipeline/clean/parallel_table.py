@@ -18,8 +18,8 @@ from pipeline.clean.facts import Facts, facts
 from pipeline.clean.identify import UNDETERMINED
 from pipeline.clean.parallel import Threshold, parallel_groups
 from pipeline.clean.shingles import I64
-from pipeline.clean.tables import ID, TextTable, check_out, open_table, text_of, working_folder
-from pipeline.errors import InputError
+from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
+from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile
 from pipeline.sample import content_hash
 
@@ -49,7 +49,7 @@ def parallel(
     column: str,
     out: Path,
     *,
-    language_column: str = "language",
+    language_column: str | None = None,
     languages: Sequence[str] = (),
     precision: float = 0.97,
     workers: int = 1,
@@ -68,13 +68,13 @@ def parallel(
         raise InputError(f"precision = {precision}: expected between 0 and 1")
     check_out(out)
     table = open_table(path, column, out)
-    if language_column not in table.schema.names:
+    spoken = table.language_column(language_column)
+    if spoken is None:
         raise InputError(
-            f"{path}: no column {language_column!r} that tells the language; name it with --language-column, or add one with "
-            "`glotloom identify`"
+            f"{path}: no column tells the language; name it with --language-column, or add one with `glotloom identify`"
         )
-    codes = _column(table, language_column)
-    chosen = _chosen(codes, languages, f"{path}, column {language_column}")
+    codes = np.array(table.languages(spoken), dtype=np.str_)
+    chosen = _chosen(codes, languages, f"{path}, column {spoken}")
     with working_folder(out) as work:
         ids = table.ids()
         order = pc.sort_indices(ids).to_numpy()
@@ -128,19 +128,11 @@ def _on_disk(file: Path, rows: int) -> Vectors:
     return vectors
 
 
-def _column(table: TextTable, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    try:
-        values = [batch.column(0).cast(pa.string()).to_pylist() for batch in table.batches([name])]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
-        raise InputError(f"{table.path}: column {name!r} is {table.schema.field(name).type}; expected language codes") from None
-    return np.array([value or "" for part in values for value in part], dtype=np.str_)
-
-
 def _chosen(codes: np.ndarray[tuple[int], np.dtype[np.str_]], languages: Sequence[str], where: str) -> set[str]:
     """The languages to compare: those asked for, or all that there are."""
     present = set(codes.tolist())
     if languages and (absent := sorted(set(languages) - present)):
-        there = ", ".join(sorted(filter(None, present))) or "none"
+        there = some_of(present - {""}) or "none"
         raise InputError(f"--languages: no row is in {', '.join(absent)}; the languages there are: {there}")
     chosen = set(languages) or present - {"", UNDETERMINED}
     check_languages(chosen, where)
@@ -155,9 +147,9 @@ def _chosen(codes: np.ndarray[tuple[int], np.dtype[np.str_]], languages: Sequenc
 def _say_something(table: TextTable, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]], read: Callable[[int], None]) -> I64:
     """The numbers of the wanted rows that hold a letter or digit."""
     found, done = [], 0
-    for texts in table.texts():
-        for number, text in enumerate(_as_bytes(texts), done):
-            if wanted[number] and any(letter.isalnum() for letter in text_of(text)):
+    for texts in table.values():
+        for number, text in enumerate(texts, done):
+            if wanted[number] and any(letter.isalnum() for letter in text):
                 found.append(number)
         done += len(texts)
         read(done)
@@ -169,10 +161,9 @@ def _texts(table: TextTable, usable: I64, place: I64, stated: list[Facts]) -> It
     wanted = set(usable.tolist())
     nothing = stated[0] if stated else None
     number = 0
-    for texts in table.texts():
-        for value in _as_bytes(texts):
+    for texts in table.values():
+        for text in texts:
             if number in wanted:
-                text = text_of(value)
                 own = facts(text)
                 if own != nothing:
                     stated[place[number]] = own
@@ -180,17 +171,14 @@ def _texts(table: TextTable, usable: I64, place: I64, stated: list[Facts]) -> It
             number += 1
 
 
-def _as_bytes(texts: pa.Array) -> list[bytes | None]:
-    """A column of texts may hold what is none."""
-    values: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
-    return values
-
-
 def _lineage(table: TextTable) -> I64:
-    """Equal numbers for rows of an equal value, -1 for none and an empty text."""
+    """Equal numbers for rows of an equal value, -1 for none, an empty text and NaN."""
     kind = table.schema.field(LINEAGE).type
+    values = pa.chunked_array([batch.column(0) for batch in table.batches([LINEAGE])], kind)
     try:
-        encoded = pc.dictionary_encode(pa.chunked_array([batch.column(0) for batch in table.batches([LINEAGE])], kind))
+        if pa.types.is_floating(kind):
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+        encoded = pc.dictionary_encode(values)
     except pa.ArrowNotImplementedError:
         raise InputError(f"{table.path}: column {LINEAGE!r} is {kind}; expected texts or numbers, or no such column") from None
     encoded = encoded.combine_chunks()

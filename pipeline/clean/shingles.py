@@ -124,10 +124,11 @@ def code_points(texts: pa.Array) -> tuple[U32, I64]:
 
     Nulls are empty texts, and bytes that are no UTF-8 stand as U+FFFD.
     """
-    if pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type) or not _is_valid(texts):
-        raw = texts.cast(pa.large_binary()).to_pylist()
-        texts = pa.array([(value or b"").decode("utf-8", "replace") for value in raw], pa.large_string())
-    texts = texts.cast(pa.large_string()).fill_null("")
+    texts = texts.cast(pa.large_binary())
+    try:
+        texts = texts.cast(pa.large_string()).fill_null("")
+    except pa.ArrowInvalid:
+        texts = pa.array([(value or b"").decode("utf-8", "replace") for value in texts.to_pylist()], pa.large_string())
     # Arrow makes a plain i of the one letter that Unicode lower-cases to two.
     lowered = pc.utf8_lower(pc.replace_substring(texts, "\u0130", "i\u0307"))
     starts = np.zeros(len(lowered) + 1, dtype=np.int64)
@@ -136,14 +137,6 @@ def code_points(texts: pa.Array) -> tuple[U32, I64]:
     data = lowered.buffers()[2]
     text = str(memoryview(data)[bounds[0] : bounds[-1]], "utf-8") if data is not None and len(bounds) else ""
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), starts
-
-
-def _is_valid(texts: pa.Array) -> bool:
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _padded(points: U32, starts: I64) -> tuple[U32, I64]:

@@ -5,6 +5,7 @@ Rows are moved by pyarrow alone, so that values and types stay what they are.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,31 @@ class TextTable:
         for batch in self.batches([self.column]):
             array = batch.column(0)
             yield joined_messages(array) if pa.types.is_nested(array.type) else array
+
+    def values(self) -> Iterator[list[str]]:
+        """The same as plain texts, which they are whatever bytes stand in the files."""
+        for texts in self.texts():
+            yield [text_of(value) for value in texts.cast(pa.large_binary()).to_pylist()]
+
+    def languages(self, column: str) -> list[str]:
+        """The language codes of all rows: `zh-CN` and `ZH` are zh, nothing is the empty code, and what is no code is cut short."""
+        kind = self.schema.field(column).type
+        codes: list[str] = []
+        known: dict[Any, str] = {}
+        for batch in self.batches([column]):
+            try:
+                values = batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                raise InputError(f"{self.path}: column {column!r} is {kind}; expected language codes") from None
+            codes += (known.get(value) or known.setdefault(value, _language_code(text_of(value))) for value in values)
+        return codes
+
+    def language_column(self, wanted: str | None) -> str | None:
+        """The wanted column, or the one that is usually there; None without. InputError where the wanted one is missing."""
+        if wanted is not None and wanted not in self.schema.names:
+            raise InputError(f"{self.path}: no column {wanted!r} that tells the language; it has {', '.join(self.schema.names)}")
+        usual = (name for name in ("language", "identified_language") if name in self.schema.names)
+        return wanted or next(usual, None)
 
     def names(self) -> pa.Array:
         """What to call the rows: their ids as text, of which several may be equal, or else the file and number of each."""
@@ -101,6 +127,23 @@ class TextTable:
                         yield batch.select(names)
             except (pa.ArrowInvalid, OSError) as error:
                 raise _unreadable(file, error) from error
+
+
+def turns_of(texts: pa.Array) -> Iterator[list[str]]:
+    """Of each text itself, of each list of messages the contents."""
+    if not pa.types.is_nested(texts.type):
+        yield from ([text_of(value)] for value in texts.cast(pa.large_binary()).to_pylist())
+        return
+    contents = [text_of(value) for value in pc.struct_field(texts.flatten(), "content").cast(pa.large_binary()).to_pylist()]
+    done = 0
+    for count in pc.list_value_length(texts).fill_null(0).to_pylist():
+        yield contents[done : done + count]
+        done += count
+
+
+def _language_code(text: str) -> str:
+    code = text.strip().lower()
+    return code.split("-")[0].split("_")[0] if re.fullmatch(r"[a-z]{2,3}([-_][a-z0-9]{2,8})*", code) else code[:20]
 
 
 def text_of(value: str | bytes | None) -> str:

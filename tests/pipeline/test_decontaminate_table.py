@@ -402,5 +402,5 @@ def test_the_command_counts_translations_and_says_what_it_could_not_compare(glot
 
     assert done.stdout == f"{out}: 1 of 2 rows; left: contaminated_translation 1\n  eval.jsonl: 1 rows\n"
     assert "1 items are in languages whose translations cannot be found" in done.stderr
-    assert "1 rows are in languages that cannot be compared with items of others" in done.stderr
+    assert "1 rows were not searched for translations, being in other languages: hi" in done.stderr
     assert list((tmp_path / "cache").rglob("*.sqlite"))

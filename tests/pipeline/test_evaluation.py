@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.evaluation import Item, Overlap, evaluation_items, ngrams
+from pipeline.clean.evaluation import Item, Overlap, evaluation_items, ngrams, read_sets
 from pipeline.errors import InputError
 
 
@@ -146,11 +146,30 @@ def test_what_is_found_is_the_intersection_of_all_stretches_and_the_first_of_the
         assert found.share == len(wanted.intersection(windows)) / len(wanted)
 
 
-def test_items_that_are_too_short_are_counted_and_not_looked_for():
-    items = overlap("What is it?", "", "!?", "为什么他不去?", "What is two plus two?", "为什么他今天不去?")
+def test_items_that_are_too_short_are_not_looked_for():
+    texts = ("What is it?", "", "!?", "为什么他不去?", "What is two plus two?", "为什么他今天不去?")
+    items = overlap(*texts)
 
-    assert items.too_short == 4
+    assert [bool(ngrams(text)) for text in texts] == [False] * 4 + [True] * 2
     assert items.find("What is it? 为什么他不去?") is None
+
+
+def test_of_several_items_the_one_that_stands_there_most_wholly_is_told():
+    preamble = "Answer the following question with one of the four letters that stand below it please."
+    items = Overlap([Item(f"exam.jsonl:{n}", f"{preamble} {' '.join(f'word{n}x{k}' for k in range(12))}") for n in range(1, 6)])
+
+    assert items.find(f"{preamble} {' '.join(f'word4x{k}' for k in range(12))}").item.name == "exam.jsonl:4"
+    assert items.find(preamble).share < 0.5
+
+
+def test_sets_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path):
+    for folder in ("gsm8k", "math"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text('{"question": "What is two plus two?"}')
+
+    names = [item.name for item in read_sets([tmp_path / "gsm8k" / "test.jsonl", tmp_path / "math" / "test.jsonl"])]
+
+    assert names == ["gsm8k/test.jsonl:1", "math/test.jsonl:1"]
 
 
 def test_an_item_of_several_sets_is_found_in_the_first():

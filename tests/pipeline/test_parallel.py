@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.facts import Facts, facts
-from pipeline.clean.parallel import NEIGHBOURS, Groups, parallel_groups
+from pipeline.clean.parallel import ABSENT, NEIGHBOURS, Groups, Threshold, parallel_groups
 
 NOTHING = facts("")
 DIMENSIONS = 64
@@ -43,10 +43,12 @@ def together(groups: Groups) -> set[frozenset[int]]:
 
 
 def margins_in_full(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(left, right): cosine over the mean of both sides' mean cosine to their nearest."""
+    """(left, right): cosine over the mean of both sides' mean cosine to their nearest; those that are not there count as ABSENT."""
     cosines = vectors[left].astype(np.float64) @ vectors[right].astype(np.float64).T
-    ahead = np.sort(cosines, axis=1)[:, -NEIGHBOURS:].mean(axis=1)
-    back = np.sort(cosines, axis=0)[-NEIGHBOURS:].mean(axis=0)
+    ahead, back = (
+        (np.sort(side, axis=1)[:, -NEIGHBOURS:].sum(axis=1) + max(0, NEIGHBOURS - side.shape[1]) * ABSENT) / NEIGHBOURS
+        for side in (cosines, cosines.T)
+    )
     return cosines / ((ahead[:, None] + back) / 2)
 
 
@@ -247,10 +249,22 @@ def test_too_few_rows_to_fit_a_threshold_get_the_default():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_more_than_all_are_estimated_to_be_wrong(seed):
-    groups = group(unrelated(10, seed, 0.5), ["en"] * 5 + ["fr"] * 5)
+def test_of_few_rows_nothing_is_estimated_and_of_unrelated_ones_nothing_is_made(seed):
+    few = group(unrelated(10, seed, 0.5), ["en"] * 5 + ["fr"] * 5)
+    many = group(unrelated(400, seed, 0.5), ["en"] * 200 + ["fr"] * 200)
 
-    assert 0 <= groups.thresholds["en", "fr"].wrong <= 1
+    assert few.thresholds["en", "fr"].wrong is None
+    assert many.thresholds["en", "fr"] == Threshold(np.inf, 0, 0.0)
+    assert together(many) == set()
+
+
+@pytest.mark.parametrize(("cosine", "paired"), [(0.65, False), (0.75, True)])
+def test_a_single_row_of_each_language_has_to_be_near(cosine, paired):
+    vectors = np.zeros((2, 512))
+    vectors[:, 0], vectors[1, 0] = 1, cosine
+    vectors[1, 1] = np.sqrt(1 - cosine**2)
+
+    assert bool(together(group(vectors.astype(np.float16), ["en", "fr"]))) == paired
 
 
 def test_a_higher_precision_asks_for_no_lower_a_margin():

