@@ -119,7 +119,7 @@ def _messages_of(folder: Path) -> Iterator[pa.Array]:
 
 
 def joined_messages(messages: pa.Array) -> pa.Array:
-    """The turns of each row as one text, a line each; roles, and so the template of a chat, are left out."""
+    """The turns of each row as one text (its bytes), a line each; roles, and so the template of a chat, are left out."""
     contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.binary()), b"")
     turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(messages) + 1, dtype=np.int64)

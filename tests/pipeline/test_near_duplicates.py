@@ -198,7 +198,7 @@ def test_turns_are_joined_without_their_roles():
     ]
     messages = pa.array([[{"role": "user", "content": "left out"}], *rows], pa.list_(turn))[1:]
 
-    assert joined_messages(messages).to_pylist() == ["a\n", "", "", "b"]
+    assert joined_messages(messages).to_pylist() == [b"a\n", b"", b"", b"b"]
 
 
 def test_a_row_leaves_only_for_one_that_stays_and_like_enough(sample, run_over):
