@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class TextTable:
     def texts(self) -> Iterator[pa.Array]:
         """The texts of all rows; of messages the turns, a line each, without their roles."""
         for batch in self.batches([self.column]):
-            array = batch.column(0)
+            array = plain_texts(batch.column(0))
             yield joined_messages(array) if pa.types.is_nested(array.type) else array
 
     def values(self) -> Iterator[list[str]]:
@@ -124,13 +124,29 @@ class TextTable:
                     row = max(1, size // max(1, parquet.metadata.num_rows))
                     rows = max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // row))
                     for batch in parquet.iter_batches(rows, columns=names):
-                        yield batch.select(names)
+                        yield _with_types(batch.select(names), self.schema)
             except (pa.ArrowInvalid, OSError) as error:
                 raise _unreadable(file, error) from error
 
 
+def plain_texts(texts: pa.Array) -> pa.Array:
+    """Without dictionaries and views, which other libraries write texts with."""
+    if pa.types.is_dictionary(texts.type):
+        return texts.cast(texts.type.value_type)
+    return texts.cast(pa.string()) if pa.types.is_string_view(texts.type) else texts
+
+
+def _with_types(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A column that is empty in one file has no type there."""
+    for number, field in enumerate(batch.schema):
+        if pa.types.is_null(field.type) and not pa.types.is_null(kind := schema.field(field.name).type):
+            batch = batch.set_column(number, pa.field(field.name, kind), pa.nulls(batch.num_rows, kind))
+    return batch
+
+
 def turns_of(texts: pa.Array) -> Iterator[list[str]]:
     """Of each text itself, of each list of messages the contents."""
+    texts = plain_texts(texts)
     if not pa.types.is_nested(texts.type):
         yield from ([text_of(value)] for value in texts.cast(pa.large_binary()).to_pylist())
         return
@@ -171,21 +187,27 @@ def open_table(path: Path, column: str, out: Path) -> TextTable:
             raise InputError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
         if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
             raise InputError(f"{file}: has two columns {twice[0]!r}; rename one of them")
-        if odd := _kinds(schema) ^ _kinds(schemas[0]):
-            name, kind = min(odd, key=str)
-            raise InputError(f"{file}: other columns than {files[0]}: {name} ({kind}) is in only one of them")
-    _check_kind(files[0], column, schemas[0].field(column).type)
-    return TextTable(path=path, files=files, column=column, schema=schemas[0].remove_metadata())
+        if odd := set(schema.names) ^ set(schemas[0].names):
+            raise InputError(f"{file}: other columns than {files[0]}: {min(odd)} is in only one of them")
+    common = pa.schema([_common_field(name, files, schemas) for name in schemas[0].names])
+    _check_kind(files[0], column, common.field(column).type)
+    return TextTable(path=path, files=files, column=column, schema=common)
+
+
+def _common_field(name: str, files: Sequence[Path], schemas: Sequence[pa.Schema]) -> pa.Field:
+    kinds = [schema.field(name).type for schema in schemas]
+    typed = ((kind, file) for kind, file in zip(kinds, files, strict=True) if not pa.types.is_null(kind))
+    kind, first = next(typed, (pa.null(), files[0]))
+    for file, other in zip(files, kinds, strict=True):
+        if other != kind and not pa.types.is_null(other):
+            raise InputError(f"{file}: column {name!r} is {other}, and {kind} in {first}; write both with the same type")
+    return pa.field(name, kind)
 
 
 def _inside(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*.parquet"):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
-
-
-def _kinds(schema: pa.Schema) -> set[tuple[str, pa.DataType]]:
-    return {(field.name, field.type) for field in schema}
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -200,15 +222,16 @@ def _unreadable(file: Path, error: Exception) -> InputError:
 
 
 def _check_kind(file: Path, column: str, kind: pa.DataType) -> None:
-    turns = kind.value_type if pa.types.is_list(kind) else pa.null()
+    turns = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.null()
     chat = pa.types.is_struct(turns) and turns.get_field_index("content") >= 0
     if not _is_text(turns.field("content").type if chat else kind):
         raise InputError(f"{file}: column {column!r} is {kind}; expected a text, or messages (list<struct<role, content>>)")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(check(kind) for check in checks)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(kind) for check in texts)
 
 
 def check_out(out: Path) -> None:

