@@ -57,10 +57,11 @@ class AtomicFile:
 
 
 class WorkLock:
-    """One build at a time in a work folder; a second one is told who is there."""
+    """One process at a time in a work folder; a second one is told `busy`, by default what a build has to say."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, busy: str = "") -> None:
         self._path = work / LOCK_FILE
+        self._busy = busy or f"{work}: another build is at work here; wait for it or choose another --work"
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class WorkLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{self._path.parent}: another build is at work here; wait for it or choose another --work") from error
+            raise InputError(self._busy) from error
         return self
 
     def __exit__(self, *_: object) -> None:

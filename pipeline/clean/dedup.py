@@ -70,6 +70,8 @@ def dedup(
         raise InputError(f"keep = {keep!r}: expected one of {', '.join(KEEP)}")
     check_out(out)
     table = open_table(path, column, out)
+    if policy in ("highest", "lowest") and not by:
+        raise InputError(f"keep = {keep!r}: expected a column, as in {policy}:quality")
     values = _values(table, by) if policy in ("highest", "lowest") else None
     released = open_table(against, column, out) if against else None
     with working_folder(out) as work:

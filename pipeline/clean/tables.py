@@ -255,7 +255,7 @@ def working_folder(out: Path) -> Iterator[Path]:
     """
     folder = out.with_name(f".{out.name}.work")
     try:
-        with WorkLock(folder):
+        with WorkLock(folder, f"--out {out}: another run is writing it; wait for it, or choose another name"):
             for left in folder.iterdir():
                 if left.name != LOCK_FILE:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()

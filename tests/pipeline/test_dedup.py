@@ -140,7 +140,8 @@ def test_which_of_several_stays_is_a_policy(tmp_path, keep, stays):
     [
         ("best", "keep = 'best': expected one of longest, first, highest:COLUMN"),
         ("highest:score", "no column 'score' to keep rows by; it has id, text, tags"),
-        ("highest:", "no column '' to keep rows by"),
+        ("highest:", "keep = 'highest:': expected a column, as in highest:quality"),
+        ("lowest", "keep = 'lowest': expected a column, as in lowest:quality"),
         ("lowest:tags", "column 'tags' is list<.*>, which has no order"),
     ],
 )

@@ -414,7 +414,7 @@ def test_a_disk_too_small_for_the_vectors_is_told_before_anything_is_embedded(tm
 
 def test_a_second_run_with_the_same_out_is_told(tmp_path, run):
     rows = said(tmp_path / "in.parquet", ["en", "fr"])
-    with parallel_table.working_folder(tmp_path / "out.parquet"), pytest.raises(InputError, match="another build is at work here"):
+    with parallel_table.working_folder(tmp_path / "out.parquet"), pytest.raises(InputError, match="another run is writing it"):
         run(rows)
 
 
