@@ -85,7 +85,7 @@ def identify(rows: Path, column: str, languages: str, out: Path, second: bool, w
     OUT gets all rows, sorted by id, with two more columns: identified_language (ISO 639-1, or `undetermined` where a text is too
     short to say) and identified_score (0 to 1). Languages that are not among CODES are found too, on stronger evidence. Code,
     LaTeX and URLs do not count. Forty times as fast with langdetect-rs: pip install 'glotloom[fast]'. Of texts of 15 to 30
-    characters one in seven is put into a neighbouring language, of those of 30 to 60 one in thirty: --second-opinion tells which
+    characters one in eight is put into another language, of those of 30 to 60 one in twenty-five: --second-opinion tells which
     to doubt.
 
     \b
@@ -111,7 +111,11 @@ def identify(rows: Path, column: str, languages: str, out: Path, second: bool, w
 @click.option("--languages", metavar="CODES", default="", help="Compare only these, such as en,zh,ru.  [default: all of IN]")
 @click.option("--out", required=True, metavar="GROUPS", type=click.Path(path_type=Path), help="A Parquet file for the groups.")
 @click.option(
-    "--precision", default=0.97, show_default=True, help="Share of pairs to be right, by estimate, in each pair of languages."
+    "--precision",
+    default=0.97,
+    show_default=True,
+    help="Share of pairs to be right, by estimate, in each pair of languages. Where no margin gives it, pairs are made if at most "
+    "a tenth is estimated wrong, and none if more; the output tells the estimate.",
 )
 @_WORKERS
 @plain_errors

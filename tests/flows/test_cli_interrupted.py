@@ -199,18 +199,6 @@ def test_when_publishing_fails_the_dataset_before_stays_whole(
     assert not (out / ".publishing").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KiB, about half of what the small build needs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.real
 def test_a_full_disk_is_told_in_one_line_and_with_room_again_the_build_goes_on(
     forks: Forks, undisturbed: Path, recipe: Path, small_disk: Path

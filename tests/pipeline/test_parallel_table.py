@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -389,18 +388,6 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, run, monkeypatc
         run(rows)
     assert (tmp_path / "out.parquet").read_bytes() == b"of yesterday"
     assert not list(tmp_path.glob(".out*"))
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 300 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_too_small_for_the_vectors_is_told_before_anything_is_embedded(tmp_path, run, asked, small_disk):
