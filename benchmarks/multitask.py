@@ -80,6 +80,7 @@ RANK_ROWS_PER_TASK = 16
 ENGLISH_ONLY_QUESTION = 169  # of OMGEval's 805 English questions; the other languages lack it and move up by one
 
 CORE = ("lora", "lora_equal", "moe_lora", "malora")
+RANK = (*CORE, "malora_rslora")  # rsLoRA is a scale for high ranks
 OPTIONS = ("hydra", "malora_shared_router", "malora_frozen", "malora_svd", "malora_rslora", "malora_wide")
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"variant": "lora"},
@@ -591,7 +592,7 @@ def plan(experiments: Sequence[str], seeds: int, steps: int) -> list[Plan]:
     for experiment in experiments:
         if experiment == "rank":
             shorter = max(1, steps * 2 // 3)
-            plans += [Plan("rank", name, r, seed, shorter) for r in (8, 64) for seed in range(seeds) for name in CORE]
+            plans += [Plan("rank", name, r, seed, shorter) for r in (8, 64) for seed in range(seeds) for name in RANK]
         elif experiment == "options":
             plans += [Plan("inter", name, 8, seed, steps) for name in OPTIONS for seed in range(seeds)]
         else:

@@ -12,6 +12,7 @@ from pipeline.agnostic import pool_stage, prune_stage
 from pipeline.clean.decontaminate import decontaminate_stage
 from pipeline.clean.duplicates import exact_duplicate_stage
 from pipeline.clean.near_duplicates import near_duplicate_stage
+from pipeline.clean.parallel_stage import parallel_stage
 from pipeline.clean.rules import rules_stage
 from pipeline.dataset import DatasetFolder, open_dataset
 from pipeline.dataset.publish import WORK_FOLDER, check_output, publish
@@ -37,8 +38,10 @@ def plan(recipe: Recipe) -> list[Stage]:
     exact = exact_duplicate_stage(rules)
     near = near_duplicate_stage(exact, recipe.clean.near_duplicate_threshold)
     clean = decontaminate_stage(recipe, near)
+    grouped = parallel_stage(clean) if recipe.clean.parallel_groups else clean
     # Pools before dialogues: what is wrong with a file shows before a teacher is asked.
-    return [*passages.values(), *pools, *dialogues, rules, exact, near, clean, prune_stage(recipe, clean)]
+    cleaning = [rules, exact, near, clean] if grouped is clean else [rules, exact, near, clean, grouped]
+    return [*passages.values(), *pools, *dialogues, *cleaning, prune_stage(recipe, grouped)]
 
 
 def build(

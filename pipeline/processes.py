@@ -57,7 +57,10 @@ class Workers(Generic[Item, Result]):
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise WorkError("a worker process was killed; is the memory enough? Fewer --workers need less") from error
+            raise WorkError(
+                "a worker process was killed; is the memory enough? Fewer --workers need less. "
+                "In a script, what starts workers has to stand under `if __name__ == '__main__':`"
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()

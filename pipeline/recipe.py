@@ -92,6 +92,8 @@ class Clean:
     evaluation_sets: tuple[str, ...] = ()
     evaluation_translations: bool = False
     """Leave translations of the sets' items out as well."""
+    parallel_groups: bool = False
+    """Put rows that say the same in different languages in one group, whatever they come from, so that no split parts them."""
     min_answer_characters: Count = 10
     rules: tuple[Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")], ...] = ()
     """Rules of one's own, `FILE.py:FUNCTION`, asked after the built-in ones; the file is run, so it has to be trusted."""

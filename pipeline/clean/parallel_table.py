@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.clean.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
 from pipeline.clean.facts import Facts, facts
 from pipeline.clean.identify import UNDETERMINED
-from pipeline.clean.parallel import Threshold, parallel_groups
+from pipeline.clean.parallel import Groups, Threshold, parallel_groups
 from pipeline.clean.shingles import I64
 from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
 from pipeline.errors import InputError, some_of
@@ -24,8 +24,10 @@ from pipeline.files import AtomicFile
 from pipeline.sample import content_hash
 
 LINEAGE = "group_id"
+PRECISION = 0.97
 SCHEMA = pa.schema([(ID, pa.string()), ("group_id", pa.string()), ("score", pa.float64())])
 
+Codes = np.ndarray[tuple[int], np.dtype[np.str_]]
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -51,7 +53,7 @@ def parallel(
     *,
     language_column: str | None = None,
     languages: Sequence[str] = (),
-    precision: float = 0.97,
+    precision: float = PRECISION,
     workers: int = 1,
     cache: Path | None = None,
     progress: Progress = lambda phase, done, total: None,
@@ -77,35 +79,14 @@ def parallel(
     chosen = _chosen(codes, languages, f"{path}, column {spoken}")
     with working_folder(out) as work:
         ids = table.ids()
-        order = pc.sort_indices(ids).to_numpy()
-        place = np.empty(len(ids), dtype=np.int64)
-        place[order] = np.arange(len(ids))
-        usable = _say_something(table, np.isin(codes, sorted(chosen)), lambda done: progress("reading", done, len(ids)))
-        rows = np.sort(place[usable])  # of the rows that are compared, their places by id
-        place = np.searchsorted(rows, place)
-        vectors = _on_disk(work / "vectors.npy", len(rows))
-        stated: list[Facts] = [facts("")] * len(rows)
-        with Embedder(workers, cache) as embedder:
-            done = 0
-            for found in embedder.embed(_texts(table, usable, place, stated)):
-                vectors[place[usable[done : done + len(found)]]] = found
-                done += len(found)
-                progress("embedding", done, len(rows))
-        by_place = order[rows]
-        groups = parallel_groups(
-            vectors,
-            codes[by_place].tolist(),
-            stated.__getitem__,
-            known=_lineage(table)[by_place] if LINEAGE in table.schema.names else None,
-            precision=precision,
-            progress=lambda done, total: progress("comparing", done, total),
-        )
-        found = _table(ids.take(by_place), groups.group, groups.score)
+        compared = compare(table, ids, codes, chosen, work, precision=precision, workers=workers, cache=cache, progress=progress)
+        rows, groups = compared.rows, compared.groups
+        found = _table(ids.take(rows), groups.group, groups.score)
         with AtomicFile(out) as target:
             pq.write_table(found, target, compression="zstd")
         pairs: Counter[tuple[str, str]] = Counter()
-        for members in _members(groups.group):
-            counts = Counter(codes[by_place[members]].tolist())
+        for members in members_of(groups.group):
+            counts = Counter(codes[rows[members]].tolist())
             pairs.update({(a, b): counts[a] * counts[b] for a, b in itertools.combinations(sorted(counts), 2)})
     return ParallelReport(
         rows_in=len(ids),
@@ -118,6 +99,53 @@ def parallel(
     )
 
 
+@dataclass(frozen=True)
+class Compared:
+    """`rows` are the numbers of the rows that could be compared, in the order of their ids; so are the rows of `groups`."""
+
+    rows: I64
+    groups: Groups
+
+
+def compare(
+    table: TextTable,
+    ids: pa.Array,
+    codes: Codes,
+    chosen: set[str],
+    work: Path,
+    *,
+    precision: float,
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Progress = lambda phase, done, total: None,
+) -> Compared:
+    """Which rows of the `chosen` languages say the same; `ids` and `codes` are those of all rows, `work` holds the vectors."""
+    order = pc.sort_indices(ids).to_numpy()
+    place = np.empty(len(ids), dtype=np.int64)
+    place[order] = np.arange(len(ids))
+    usable = _say_something(table, np.isin(codes, sorted(chosen)), lambda done: progress("reading", done, len(ids)))
+    places = np.sort(place[usable])  # of the rows that are compared, their places by id
+    place = np.searchsorted(places, place)
+    vectors = _on_disk(work / "vectors.npy", len(places))
+    stated: list[Facts] = [facts("")] * len(places)
+    with Embedder(workers, cache) as embedder:
+        done = 0
+        for found in embedder.embed(_texts(table, usable, place, stated)):
+            vectors[place[usable[done : done + len(found)]]] = found
+            done += len(found)
+            progress("embedding", done, len(places))
+    rows = order[places]
+    groups = parallel_groups(
+        vectors,
+        codes[rows].tolist(),
+        stated.__getitem__,
+        known=_lineage(table)[rows] if LINEAGE in table.schema.names else None,
+        precision=precision,
+        progress=lambda done, total: progress("comparing", done, total),
+    )
+    return Compared(rows, groups)
+
+
 def _on_disk(file: Path, rows: int) -> Vectors:
     if not rows:
         return np.empty((0, DIMENSIONS), dtype=np.float16)
@@ -128,7 +156,7 @@ def _on_disk(file: Path, rows: int) -> Vectors:
     return vectors
 
 
-def _chosen(codes: np.ndarray[tuple[int], np.dtype[np.str_]], languages: Sequence[str], where: str) -> set[str]:
+def _chosen(codes: Codes, languages: Sequence[str], where: str) -> set[str]:
     """The languages to compare: those asked for, or all that there are."""
     present = set(codes.tolist())
     if languages and (absent := sorted(set(languages) - present)):
@@ -188,7 +216,7 @@ def _lineage(table: TextTable) -> I64:
     return numbers
 
 
-def _members(group: I64) -> Iterator[I64]:
+def members_of(group: I64) -> Iterator[I64]:
     order = np.argsort(group, kind="stable")
     order = order[group[order] >= 0]
     if len(order):
@@ -196,7 +224,7 @@ def _members(group: I64) -> Iterator[I64]:
 
 
 def _table(ids: pa.Array, group: I64, score: np.ndarray[tuple[int], np.dtype[np.float64]]) -> pa.Table:
-    names = {int(group[members[0]]): content_hash(sorted(ids.take(members).to_pylist())) for members in _members(group)}
+    names = {int(group[members[0]]): content_hash(sorted(ids.take(members).to_pylist())) for members in members_of(group)}
     rows = np.flatnonzero(group >= 0)
     return pa.table(
         {
