@@ -21,7 +21,7 @@ from prefect.runtime import deployment as running_deployment
 from prefect.runtime import task_run as running_task
 from prefect.states import Failed
 
-from flows.progress import in_words, reasons_in_words
+from flows.progress import in_words, reasons_in_words, usage_in_words
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
 from pipeline.build import finish, plan, workspace
@@ -192,4 +192,5 @@ def _report(dataset: DatasetFolder) -> str:
         tokens = sum(config[split]["tokens"] for split in SPLITS)
         lines.append(f"| {name} | {config['train']['rows']} | {config['validation']['rows']} | {tokens} |")
     lines.append(f"| **all** | {dataset.count('train')} | {dataset.count('validation')} | |")
+    lines += ["", *(f"- {line}" for line in usage_in_words(dataset.path))]
     return "\n".join([*lines, "", f"The whole report: `{(dataset.path / 'report.html').resolve()}`", ""])

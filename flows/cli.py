@@ -16,7 +16,7 @@ import click
 
 from flows.clean_commands import decontaminate, dedup, identify, parallel
 from flows.plain_errors import WorkFailure, plain_errors
-from flows.progress import ProgressBar
+from flows.progress import ProgressBar, usage_in_words
 from flows.recipes import find_recipe, shipped_recipes
 from pipeline import InputError, __version__
 
@@ -74,6 +74,8 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
         f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
         f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"
     )
+    for line in usage_in_words(out):
+        click.echo(line)
     if missing := dataset.languages_without_rows:
         click.echo(
             f"glotloom: warning: no row in {', '.join(missing)}: no source, or all of it left; the report says why", err=True

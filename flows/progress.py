@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Never, Self
 
@@ -61,6 +64,17 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._finish()
+
+
+def usage_in_words(dataset: Path) -> Iterator[str]:
+    """What each stage of a build asked a teacher for, as lines."""
+    for stage, used in json.loads((dataset / "usage.json").read_text("utf-8")).items():
+        cost = f", cost {used['cost']:.2f}" if used["cost"] else ""
+        yield (
+            f"{stage}: teacher {used['teacher']}, {used['requests']} requests ({used['retries']} retries), "
+            f"{used['failed']} failed, {used['cached']} answers from the ledger; "
+            f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens{cost}"
+        )
 
 
 def in_words(report: StepReport) -> str:

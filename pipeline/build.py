@@ -99,8 +99,9 @@ def _remove_if_unused(work: Path, out: Path) -> None:
 def finish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> DatasetFolder:
     """Publish what the finished stages gave, and draw the report."""
     publish(recipe, stages, work, out)
-    seconds = {s.name: json.loads((stage_folder(s, work) / "timings.json").read_text("utf-8"))["seconds"] for s in stages}
-    write_json(out / "timings.json", seconds)
+    timings = {s.name: json.loads((stage_folder(s, work) / "timings.json").read_text("utf-8")) for s in stages}
+    write_json(out / "timings.json", {name: own["seconds"] for name, own in timings.items()})
+    write_json(out / "usage.json", {name: own["usage"] for name, own in timings.items() if "usage" in own})
     dataset = open_dataset(out)
     write_text(out / "report.html", dataset_report(dataset))
     return dataset

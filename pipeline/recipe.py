@@ -24,6 +24,7 @@ from pipeline.languages import known_languages
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
+Address = Annotated[str, Field(pattern=r"^https?://")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -61,14 +62,30 @@ class Teacher:
     """`[teachers.NAME]`: a model that asks and answers. The key itself never stands in a recipe."""
 
     kind: Literal["openai", "local"]
-    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    base_url: Address | tuple[Address, ...] | None = None
+    """One address, or several that serve the same model."""
     model: str = ""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """The name of an environment variable."""
     max_concurrency: Count = 16
+    """Requests under way at once, over all addresses; fewer where the servers refuse more than a few."""
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Of prompts and answers."""
+    prompt_price: Annotated[float, Field(ge=0)] = 0.0
+    """Of a million tokens, as `completion_price`, in whatever currency."""
+    completion_price: Annotated[float, Field(ge=0)] = 0.0
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """What all answers of this teacher in one work folder may cost; what is under way when it is spent comes on top."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     max_tokens: Count = 512
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """The addresses, each once."""
+        urls = (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
+        return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -194,6 +211,19 @@ def parse_recipe(table: Mapping[str, Any], *, name: str = "recipe", folder: Path
     return recipe
 
 
+_DRIVING = (
+    "base_url",
+    "api_key_env",
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "prompt_price",
+    "completion_price",
+    "budget",
+    "timeout_s",
+)
+
+
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it goes into the manifest: every key that decides rows, defaults included, and nothing of this machine.
 
@@ -204,7 +234,7 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
         source["path"] = _last_name(source["path"])
     for teacher in table["teachers"].values():
         teacher["model"] = _last_name(teacher["model"]) if teacher["kind"] == "local" else teacher["model"]
-        for key in ("base_url", "api_key_env", "max_concurrency", "timeout_s"):
+        for key in _DRIVING:
             del teacher[key]
     table["clean"] |= {key: [_last_name(path) for path in table["clean"][key]] for key in ("evaluation_sets", "rules")}
     table["training"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.training.given().items()}
@@ -282,6 +312,10 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
     for name, teacher in recipe.teachers.items():
         if teacher.kind == "openai" and not (teacher.base_url and teacher.model):
             yield f"teachers.{name}: an openai teacher needs base_url and model"
+        if len(teacher.base_urls) > teacher.max_concurrency:
+            yield f"teachers.{name}.max_concurrency = {teacher.max_concurrency}: is less than one for each address"
+        if teacher.budget is not None and not (teacher.prompt_price or teacher.completion_price):
+            yield f"teachers.{name}.budget: needs prompt_price and completion_price, of a million tokens"
     for task, pool in recipe.agnostic.items():
         for code in pool.budget:
             if code not in recipe.languages:

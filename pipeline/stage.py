@@ -69,6 +69,8 @@ class StageRun:
         self._rows_used = 0
         self.reasons: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
+        self.usage: dict[str, Any] = {}
+        """What a teacher was asked for; it goes with the timings, since another run may find it all in the ledger."""
         self.run_again = False
         """Set where something failed that the next run should try again (a teacher that did not answer)."""
 
@@ -185,7 +187,8 @@ def run_stage(stage: Stage, work: Path, progress: Progress = silent) -> StepRepo
         report = run.close()
         files = [*parts(folder), *parts(folder, "dropped")]
         digest = content_hash([(path.name, file_hash(path, work)) for path in files])
-        write_json(folder / "timings.json", {"seconds": round(time.monotonic() - started, 3)})
+        timings = {"seconds": round(time.monotonic() - started, 3)} | ({"usage": run.usage} if run.usage else {})
+        write_json(folder / "timings.json", timings)
         manifest = {"format": 1, "report": asdict(report), "digest": digest, "run_again": run.run_again}
         write_json(folder / MANIFEST, manifest)
     except InputError:

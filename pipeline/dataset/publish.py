@@ -26,7 +26,7 @@ from pipeline.tokens import estimate_tokens
 ROWS_PER_SHARD = 100_000
 WORK_FOLDER = ".stages"
 _FRESH_FOLDER = ".publishing"
-_OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timings.json", WORK_FOLDER}
+_OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timings.json", "usage.json", WORK_FOLDER}
 
 
 def check_output(out: Path) -> None:

@@ -16,12 +16,13 @@ from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import Language
 from pipeline.sample import Message, Passage
-from pipeline.teacher import Answer, TeacherClient, TeacherError
+from pipeline.teacher import Answer, BudgetError, TeacherClient, TeacherError
 
 STOP_PROBABILITIES = (0.1, 0.2, 0.4, 0.8)
 """After each follow-up (UltraLink); after a fifth the dialogue ends: 2 to 6 turns, 4.1 on average."""
 HOPELESS_FAILURES = 10
 """So many passages in a row that fail with one and the same error: the teacher is gone, the list need not be burnt."""
+_AHEAD = 8  # times as many dialogues as are made at once may be done and wait for an earlier one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +61,50 @@ async def grounded_dialogues(
     `HOPELESS_FAILURES` passages in a row (or all there are) fail with one error.
     """
     waiting = iter(passages)
-    under_way: deque[tuple[Passage, asyncio.Task[Dialogue | Refused]]] = deque()
+    in_order: deque[tuple[Passage, asyncio.Task[Dialogue | Refused]]] = deque()
+    under_way: set[asyncio.Task[Dialogue | Refused]] = set()
+    # Some more than slots: between its answer and its next question, and while it waits to try again, a dialogue needs none.
+    at_once = client.max_concurrency + max(1, client.max_concurrency // 4)
     made = 0
     failures = _Failures()
 
     def start_more() -> None:
         # Twice what is still wanted at most: what overshoots is paid for and thrown away.
-        while len(under_way) < min(client.max_concurrency, 2 * (count - made)):
+        while len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
             if (passage := next(waiting, None)) is None:
                 return
             work = grounded_dialogue(passage, language, client, seed=seed, closed_book=closed_book, is_language=is_language)
-            under_way.append((passage, asyncio.create_task(work)))
+            task = asyncio.create_task(work)
+            under_way.add(task)
+            task.add_done_callback(end)
+            in_order.append((passage, task))
 
+    def end(task: asyncio.Task[Dialogue | Refused]) -> None:
+        under_way.discard(task)
+        if not ending:
+            start_more()
+
+    ending = False
     try:
         start_more()
-        while under_way:
-            passage, task = under_way.popleft()
+        while in_order:
+            passage, task = in_order.popleft()
             outcome = await task
             made += isinstance(outcome, Dialogue)
             start_more()
-            failures.count(outcome, is_last=not under_way)
+            failures.count(outcome, is_last=not in_order)
             yield passage, outcome
             if made >= count:
                 return
+    except BudgetError:
+        ending = True
+        await asyncio.gather(*under_way, return_exceptions=True)  # what is asked is paid for: its answers are kept
+        raise
     finally:
-        for _, task in under_way:
+        ending = True
+        for _, task in in_order:
             task.cancel()
-        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in in_order), return_exceptions=True)
 
 
 class _Failures:

@@ -136,6 +136,7 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                 else:
                     run.keep(_grounded_sample(passage, outcome, mode.mode, model_name(teacher), run.stage.name))
                     made += 1
+            run.usage = {"teacher": name, **asdict(client.usage)}
 
     asyncio.run(drive())
     why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"

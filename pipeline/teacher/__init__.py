@@ -2,8 +2,8 @@
 
 from pipeline.teacher.answer import Answer
 from pipeline.teacher.client import TeacherClient, Usage
-from pipeline.teacher.errors import TeacherError
+from pipeline.teacher.errors import BudgetError, TeacherError
 from pipeline.teacher.ledger import Ledger
 from pipeline.teacher.opening import check_keys, model_name, open_teacher
 
-__all__ = ["Answer", "Ledger", "TeacherClient", "TeacherError", "Usage", "check_keys", "model_name", "open_teacher"]
+__all__ = ["Answer", "BudgetError", "Ledger", "TeacherClient", "TeacherError", "Usage", "check_keys", "model_name", "open_teacher"]

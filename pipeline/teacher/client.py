@@ -16,8 +16,10 @@ import aiohttp
 from pipeline.errors import InputError
 from pipeline.sample import Message
 from pipeline.teacher.answer import Answer, error_message, read_answer, request_body, request_key
-from pipeline.teacher.errors import PassingError, TeacherError
+from pipeline.teacher.errors import BudgetError, PassingError, TeacherError
 from pipeline.teacher.ledger import Ledger
+from pipeline.teacher.pace import Outcome, Pace
+from pipeline.tokens import estimate_tokens
 
 TRANSPORT_TRIES = 8
 """With waits of 0.5, 1, 2 … 16, 20 s, each shortened by up to a half, a server may be gone for 25 s at least."""
@@ -40,14 +42,17 @@ class Usage:
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
+    """Of the answers that this run asked for, at the recipe's prices."""
 
 
 class TeacherClient:
     """One teacher. Use it as an async context manager; `open_teacher` builds it from a recipe.
 
     An answer comes from the ledger or, once, from the endpoint, and is on the disk before it is returned. At most
-    `max_concurrency` requests are under way, over all addresses; one that waits for its retry holds no slot. `small` says
-    that the model needs prompts by example.
+    `max_concurrency` requests are under way, over all addresses, fewer where the servers refuse some (`Pace`); one that waits
+    for its retry holds no slot. Once the answers of the ledger cost `budget`, at `prices` per million tokens of prompt and
+    completion, nothing more is asked. `small` says that the model needs prompts by example.
     """
 
     def __init__(
@@ -62,6 +67,10 @@ class TeacherClient:
         max_tokens: int = 512,
         max_concurrency: int = 16,
         timeout_s: float = 120.0,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        prices: tuple[float, float] = (0.0, 0.0),
+        budget: float | None = None,
         first_wait_s: float = 0.5,
         small: bool = False,
     ) -> None:
@@ -77,10 +86,12 @@ class TeacherClient:
         self._parameters = dict(parameters)
         self._timeout_s = timeout_s
         self._first_wait_s = first_wait_s
-        # A slot is the address that it may ask; taken in turn, so that several servers are loaded alike.
-        self._slots: asyncio.Queue[str] = asyncio.Queue()
-        for slot in range(max_concurrency):
-            self._slots.put_nowait(self.base_urls[slot % len(self.base_urls)])
+        self._pace = Pace(
+            self.base_urls, max_concurrency, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+        )
+        self._counts_tokens = tokens_per_minute is not None
+        self._prices, self._budget = prices, budget
+        self._spent = self._cost(*ledger.tokens()) if budget is not None else 0.0
         self._session: aiohttp.ClientSession | None = None
         self._answered = False
 
@@ -125,25 +136,44 @@ class TeacherClient:
         if (kept := self._ledger.find(key, max_tokens)) is not None:
             self.usage.cached += 1
             return kept
-        answer = await self._ask_stubbornly(key, request_body(self.model, messages, sampling, max_tokens))
+        if self._budget is not None and self._spent >= self._budget:
+            raise BudgetError(
+                f"teacher {self.name!r}: the budget of {self._budget:g} is spent; the answers are kept: raise teachers.{self.name}."
+                "budget and run again, and it goes on from here"
+            )
+        tokens = sum(estimate_tokens(m.content) for m in messages) + max_tokens if self._counts_tokens else 0
+        answer = await self._ask_stubbornly(key, request_body(self.model, messages, sampling, max_tokens), tokens)
         self.usage.prompt_tokens += answer.prompt_tokens
         self.usage.completion_tokens += answer.completion_tokens
+        self.usage.cost += (cost := self._cost(answer.prompt_tokens, answer.completion_tokens))
+        self._spent += cost
         return await self._ledger.keep(answer, max_tokens)
 
-    async def _ask_stubbornly(self, key: str, body: bytes) -> Answer:
+    def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return (prompt_tokens * self._prices[0] + completion_tokens * self._prices[1]) / 1e6
+
+    async def _ask_stubbornly(self, key: str, body: bytes, tokens: int) -> Answer:
         tried = 0
         while True:
-            base_url = await self._slots.get()
+            slot = await self._pace.take(tokens)
+            outcome: Outcome | None = None
+            left = 0
             try:
                 self.usage.requests += 1
-                return await self._attempt(base_url, key, body)
+                answer = await self._attempt(slot.address.url, key, body)
+                outcome, left = "answered", max(0, tokens - answer.prompt_tokens - answer.completion_tokens)
+                return answer
             except PassingError as fault:
+                outcome = fault.outcome
                 tried += 1
                 if tried >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
                     raise self._give_up(fault, tried) from None
                 wait_s = max(self._backoff_s(tried), fault.wait_s)
+            except TeacherError:
+                outcome = "answered"
+                raise
             finally:
-                self._slots.put_nowait(base_url)
+                self._pace.give_back(slot, outcome, tokens_left=left)
             self.usage.retries += 1
             await asyncio.sleep(wait_s)
 
@@ -154,14 +184,14 @@ class TeacherClient:
                 self._answered = True
                 content = await _read(response)
         except TimeoutError:
-            raise PassingError(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES) from None
+            raise PassingError(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES, outcome="refused") from None
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             if not self._answered:
                 raise self._unreachable(str(error)) from None
-            raise PassingError(self._safe(str(error)), tries=TRANSPORT_TRIES) from None
+            raise PassingError(self._safe(str(error)), tries=TRANSPORT_TRIES, outcome="lost") from None
         except (aiohttp.ClientError, OSError) as error:
             message = f"connection lost: {error}" if str(error) else "connection lost"
-            raise PassingError(self._safe(message), tries=TRANSPORT_TRIES) from None
+            raise PassingError(self._safe(message), tries=TRANSPORT_TRIES, outcome="lost") from None
         if response.status == 200:
             return read_answer(content, key, redact=self._safe)
         raise self._refusal(response, content)
@@ -174,7 +204,8 @@ class TeacherClient:
         if status in (408, 409, 425, 429) or status >= 500:
             wait_s = _retry_after_s(response.headers.get("Retry-After"))
             message = f"status {status}: {error_message(content, redact=self._safe)}"
-            return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s)
+            outcome: Outcome = "refused" if status in (429, 503) else "answered"
+            return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s, outcome=outcome)
         hint = " (a base_url usually ends in /v1)" if status == 404 else ""
         return self._error(f"status {status}: {error_message(content, redact=self._safe)}{hint}", status)
 

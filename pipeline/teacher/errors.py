@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import WorkError
+from pipeline.teacher.pace import Outcome
 
 
 class TeacherError(WorkError):
@@ -16,14 +17,20 @@ class TeacherError(WorkError):
         self.status = status
 
 
+class BudgetError(WorkError):
+    """What the recipe allows to be spent is spent; what is under way is still finished and kept."""
+
+
 class PassingError(Exception):
     """A failed attempt that may well succeed when repeated; never leaves this package.
 
-    `tries` is how often a request that meets this fault is sent in all, `wait_s` what `Retry-After` asked for.
+    `tries` is how often a request that meets this fault is sent in all, `wait_s` what `Retry-After` asked for, `outcome` what
+    it says of the server's load.
     """
 
-    def __init__(self, message: str, *, status: int = 0, tries: int, wait_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, status: int = 0, tries: int, wait_s: float = 0.0, outcome: Outcome = "answered") -> None:
         super().__init__(message)
         self.status = status
         self.tries = tries
         self.wait_s = wait_s
+        self.outcome = outcome

@@ -60,6 +60,11 @@ class Ledger:
         count: int = self._reader.execute("SELECT count(*) FROM answer").fetchone()[0]
         return count
 
+    def tokens(self) -> tuple[int, int]:
+        """Of prompts and of completions, over all answers."""
+        prompt, completion = self._reader.execute("SELECT sum(prompt_tokens), sum(completion_tokens) FROM answer").fetchone()
+        return prompt or 0, completion or 0
+
     def find(self, request_key: str, max_tokens: int) -> Answer | None:
         """The kept answer: one that ended by itself within the limit, else the one cut off at exactly this limit."""
         row = self._reader.execute(_FIND, (request_key, max_tokens, max_tokens)).fetchone()

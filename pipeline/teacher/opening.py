@@ -33,9 +33,9 @@ async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterat
         else:
             if not teacher.base_url:
                 raise InputError(f"teachers.{name}.base_url is missing: a teacher of kind 'openai' needs its address")
-            if "@" in urlsplit(teacher.base_url).netloc:
+            base_urls, max_concurrency = teacher.base_urls, teacher.max_concurrency
+            if any("@" in urlsplit(url).netloc for url in base_urls):
                 raise InputError(f"teachers.{name}.base_url holds a user or password: name a variable in api_key_env instead")
-            base_urls, max_concurrency = (teacher.base_url,), teacher.max_concurrency
             parameters = {"temperature": teacher.temperature}
         kept = Ledger(ledger)
         stack.push_async_callback(kept.close)
@@ -49,6 +49,10 @@ async def open_teacher(name: str, teacher: Teacher, ledger: Path) -> AsyncIterat
             max_tokens=teacher.max_tokens,
             max_concurrency=max_concurrency,
             timeout_s=teacher.timeout_s,
+            requests_per_minute=teacher.requests_per_minute,
+            tokens_per_minute=teacher.tokens_per_minute,
+            prices=(teacher.prompt_price, teacher.completion_price),
+            budget=teacher.budget,
             small=teacher.kind == "local" and model_name(teacher) == EMBEDDED_MODEL,
         )
         yield await stack.enter_async_context(client)

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues, unquoted
 from pipeline.dialogues.prompts import fill
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
 from pipeline.sample import Passage, Section, Source
-from pipeline.teacher import Ledger, TeacherClient
+from pipeline.teacher import BudgetError, Ledger, TeacherClient
+
+
+def completion(text: str) -> dict[str, Any]:
+    return {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}
+
 
 FACTS = (
     ("Why is the outside of the Alpha{i} cake crisp?", "The outside of the Alpha{i} cake is crisp because meringue dries slowly."),
@@ -61,6 +67,7 @@ def run(server: Any, tmp_path: Path, passages: list[Passage], *, count: int = 10
             max_concurrency=at_once,
             first_wait_s=0.001,
             small=options.pop("small", False),
+            **options.pop("client", {}),
         )
         language = load_language(options.pop("language", "en"))
         outcomes: list[Any] = []
@@ -130,6 +137,36 @@ def test_what_is_used_of_the_passages_depends_on_answers_alone(teacher_server: A
     ]
     assert outcomes[0][1].reason == "question_refers_to_source"
     assert outcomes[0][1].detail == "What does the text say?" and len(outcomes[0][1].request_keys) == 1
+
+
+def test_a_slow_passage_keeps_no_slot_empty_and_comes_out_in_its_place(teacher_server: Any, tmp_path: Path) -> None:
+    others = set()
+
+    async def when_ten_others_are_asked(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        while len(others) < 10:
+            others.update(re.findall(r"Alpha\d+", str([r["messages"] for r in teacher_server.requests])))
+            await asyncio.sleep(0.005)
+        return web.json_response(completion(obedient(body)))
+
+    teacher_server.then(when_ten_others_are_asked)
+    teacher_server.answer = obedient
+    outcomes = run(teacher_server, tmp_path, [passage(i) for i in range(20)], at_once=2)
+    assert [name for name, _ in outcomes] == [f"p{i}" for i in range(20)]
+    assert all(isinstance(outcome, Dialogue) for _, outcome in outcomes)
+
+
+def test_a_spent_budget_ends_the_run_when_what_is_asked_is_answered_and_kept(teacher_server: Any, tmp_path: Path) -> None:
+    teacher_server.answer = obedient
+    passages = [passage(i) for i in range(12)]
+    with pytest.raises(BudgetError, match=r"raise teachers\.main\.budget"):
+        run(teacher_server, tmp_path / "in two", passages, client={"prices": (1e6, 0.0), "budget": 20 * 11.0})
+    asked = len(teacher_server.requests)
+    assert 20 <= asked <= 24
+    in_two = run(teacher_server, tmp_path / "in two", passages)
+    whole = len(teacher_server.requests)
+    assert in_two == run(teacher_server, tmp_path / "at once", passages)
+    assert len(teacher_server.requests) - whole == whole
 
 
 def test_a_first_answer_that_fails_drops_the_passage(teacher_server: Any, tmp_path: Path) -> None:

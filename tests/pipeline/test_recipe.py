@@ -11,6 +11,7 @@ from pipeline.recipe import Recipe, load_recipe, parse_recipe, recipe_to_json
 MINIMAL = {"name": "mini", "languages": ["en"], "agnostic": {"math": {"path": "math.jsonl", "budget": {"en": "all"}}}}
 KNOWLEDGE = {"fr": {"kind": "jsonl", "path": "fr.jsonl"}}
 REVERSE = {"fr": [{"mode": "reverse"}]}
+OPENAI = {"kind": "openai", "base_url": "http://127.0.0.1/v1", "model": "m"}
 FRENCH = {"name": "fr", "languages": ["fr"], "knowledge": KNOWLEDGE, "dialogues": REVERSE}
 
 
@@ -131,6 +132,14 @@ def test_a_missing_key_is_named(key):
         ),
         (MINIMAL | {"teachers": {"main": {"kind": "openai"}}}, "teachers.main: an openai teacher needs base_url and model"),
         (
+            MINIMAL | {"teachers": {"main": OPENAI | {"base_url": ["http://a/v1", "http://b/v1"], "max_concurrency": 1}}},
+            "teachers.main.max_concurrency = 1: is less than one for each address",
+        ),
+        (
+            MINIMAL | {"teachers": {"main": OPENAI | {"budget": 5.0}}},
+            "teachers.main.budget: needs prompt_price and completion_price, of a million tokens",
+        ),
+        (
             MINIMAL | {"agnostic": {"math": {"path": "p", "budget": {"fr": 3}}}},
             "agnostic.math.budget.fr: 'fr' is not among languages",
         ),
@@ -243,7 +252,7 @@ def test_any_table_is_a_recipe_or_is_refused_in_one_line(changes):
 
 
 def test_the_manifests_recipe_tells_nothing_of_this_machine_or_of_an_endpoint():
-    teacher = {"kind": "openai", "base_url": "http://10.0.0.7/v1", "model": "m", "api_key_env": "SECRET_NAME"}
+    teacher = OPENAI | {"base_url": "http://10.0.0.7/v1", "api_key_env": "SECRET_NAME"}
     table = FRENCH | {
         "knowledge": {"fr": {"kind": "text", "path": "/home/alice/secret/texts"}},
         "teachers": {"main": teacher},
@@ -254,6 +263,22 @@ def test_the_manifests_recipe_tells_nothing_of_this_machine_or_of_an_endpoint():
 
     assert "texts" in told and "eval.tsv" in told and "base" in told
     assert not any(secret in told for secret in ("alice", "10.0.0.7", "SECRET_NAME"))
+
+
+def test_how_a_teacher_is_driven_is_not_in_the_manifest():
+    driven = {"max_concurrency": 7, "timeout_s": 7.0, "requests_per_minute": 7, "tokens_per_minute": 7}
+    paid = {"prompt_price": 0.7, "completion_price": 0.7, "budget": 7.0}
+    plain, other = (parse_recipe(MINIMAL | {"teachers": {"main": OPENAI | more}}) for more in ({}, driven | paid))
+
+    assert recipe_to_json(plain) == recipe_to_json(other)
+
+
+def test_a_teacher_has_one_address_or_several():
+    def addresses(base_url):
+        return parse_recipe(MINIMAL | {"teachers": {"main": OPENAI | {"base_url": base_url}}}).teachers["main"].base_urls
+
+    assert addresses("http://a/v1/") == ("http://a/v1",)
+    assert addresses(["http://a/v1", "http://b/v1", "http://a/v1/"]) == ("http://a/v1", "http://b/v1")
 
 
 def test_a_teachers_name_cannot_lead_out_of_the_work_folder():

@@ -15,7 +15,7 @@ from aiohttp import web
 from pipeline.errors import InputError, WorkError
 from pipeline.recipe import Teacher
 from pipeline.sample import Message
-from pipeline.teacher import Answer, Ledger, TeacherClient, TeacherError, open_teacher
+from pipeline.teacher import Answer, BudgetError, Ledger, TeacherClient, TeacherError, open_teacher
 from pipeline.teacher.answer import error_message
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is a kimono?"))
@@ -221,6 +221,84 @@ def test_no_more_requests_at_once_than_allowed(teacher_server: Any, tmp_path: Pa
     assert teacher_server.most_at_once == 3
 
 
+def test_an_address_that_goes_away_leaves_its_work_to_the_others(teacher_server: Any, tmp_path: Path) -> None:
+    gone = type(teacher_server)()
+    gone.start()
+
+    async def run() -> TeacherClient:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        client = TeacherClient(
+            name="main", base_urls=[gone.url, teacher_server.url], model="m", ledger=ledger, parameters={}, max_concurrency=4
+        )
+        async with client:
+            await asyncio.gather(*(client.ask([Message("user", f"{i}?")]) for i in range(20)))
+            assert gone.requests and teacher_server.requests
+            gone.stop()
+            await asyncio.gather(*(client.ask([Message("user", f"{i}!")]) for i in range(40)))
+        await ledger.close()
+        return client
+
+    began = time.monotonic()
+    client = asyncio.run(run())
+    assert (client.usage.failed, client.usage.requests - client.usage.retries) == (0, 60)
+    assert client.usage.retries <= 12 and time.monotonic() - began < 5
+
+
+def test_a_server_that_refuses_too_much_at_once_is_asked_for_less_and_answers_everything(
+    teacher_server: Any, tmp_path: Path
+) -> None:
+    at_once = 0
+
+    async def refuse_above_four(request: web.Request) -> web.StreamResponse:
+        nonlocal at_once
+        at_once += 1
+        try:
+            if at_once > 4:
+                return web.Response(status=429)
+            await asyncio.sleep(0.01)
+            return web.json_response(completion("A good answer."))
+        finally:
+            at_once -= 1
+
+    teacher_server.then(*[refuse_above_four] * 10_000)
+
+    async def run() -> TeacherClient:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        client = TeacherClient(
+            name="main",
+            base_urls=[teacher_server.url],
+            model="m",
+            ledger=ledger,
+            parameters={},
+            max_concurrency=64,
+            first_wait_s=0.02,
+        )
+        async with client:
+            await asyncio.gather(*(client.ask([Message("user", f"{i}?")]) for i in range(300)))
+        await ledger.close()
+        return client
+
+    client = asyncio.run(run())
+    assert client.usage.failed == 0 and client.usage.retries < 300
+
+
+def test_a_budget_stops_the_next_request_and_holds_over_runs(teacher_server: Any, tmp_path: Path) -> None:
+    questions = [(Message("user", f"{i}?"),) for i in range(5)]
+    options = {"prices": (1e6, 2e6), "budget": 3 * (11 + 2 * 7)}
+    error, client = ask(teacher_server, tmp_path, *questions, **options)
+    assert isinstance(error, BudgetError) and client.usage.requests == 3
+    assert str(error) == (
+        "teacher 'main': the budget of 75 is spent; the answers are kept: raise teachers.main.budget and run again, "
+        "and it goes on from here"
+    )
+    answers, client = ask(teacher_server, tmp_path, *questions[:3], **options)
+    assert len(answers) == 3 and client.usage.requests == 0
+    error, client = ask(teacher_server, tmp_path, *questions, **options)
+    assert isinstance(error, BudgetError) and client.usage.requests == 0
+    answers, client = ask(teacher_server, tmp_path, *questions, **{**options, "budget": 1000})
+    assert len(answers) == 5 and client.usage.requests == 2
+
+
 def test_the_key_is_sent_and_shown_nowhere(
     teacher_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -280,7 +358,8 @@ def test_a_key_that_is_missing_or_unusable_is_wrong_input(
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    teacher = Teacher(kind="openai", base_url=f"http://me:{KEY}@127.0.0.1:9/v1", model="m")
+    addresses = ("http://127.0.0.1:8/v1", f"http://me:{KEY}@127.0.0.1:9/v1")
+    teacher = Teacher(kind="openai", base_url=addresses, model="m")
 
     async def run() -> None:
         async with open_teacher("main", teacher, tmp_path / "ledger.sqlite"):

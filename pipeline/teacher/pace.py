@@ -1,0 +1,156 @@
+"""How fast a teacher may be asked: as many requests at once as its servers bear, and no more a minute than it allows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+FIRST_AT_ONCE = 32
+"""Of an address that was not asked before; doubled with every round of answers until one is refused."""
+LONGEST_REST_S = 30.0
+_FEWEST = 20  # answers in a round, however few are asked at once
+_TOO_MANY = 0.1  # share of a round that is refused, beyond which the server is asked for less; below it is chance
+_STEP = 16  # after a first refusal a round adds a sixteenth
+
+Outcome = Literal["answered", "refused", "lost"]
+"""An answer or an error of its own; 429, 503 or no answer in time; no connection."""
+
+
+@dataclass
+class Address:
+    """One endpoint: how much it is asked at once, and how it took that."""
+
+    url: str
+    ceiling: int
+    limit: float
+    under_way: int = 0
+    _refused_before: bool = False
+    _round: int = 0
+    _seen: int = 0
+    _refused: int = 0
+    _lost_in_a_row: int = 0
+    _rests_until: float = 0.0
+
+    def room(self) -> int:
+        return int(self.limit) - self.under_way
+
+    def rest_s(self, now: float) -> float:
+        return max(0.0, self._rests_until - now)
+
+    def learn(self, outcome: Outcome, round_of_request: int, now: float, *, may_rest: bool) -> None:
+        self._lost_in_a_row = self._lost_in_a_row + 1 if outcome == "lost" else 0
+        if self._lost_in_a_row and may_rest:
+            self._rests_until = now + min(LONGEST_REST_S, 0.5 * 2.0 ** (self._lost_in_a_row - 1))
+        if round_of_request != self._round:  # sent under another limit, of which it tells
+            return
+        self._seen += 1
+        self._refused += outcome == "refused"
+        if self._seen >= max(_FEWEST, int(self.limit)):
+            self._adapt(self._refused / self._seen)
+
+    def _adapt(self, refused: float) -> None:
+        self._round, self._seen, self._refused = self._round + 1, 0, 0
+        if refused > _TOO_MANY:
+            self._refused_before = True
+            self.limit = max(1.0, self.limit * max(0.5, 1 - refused))
+        elif self._refused_before:
+            self.limit = min(self.ceiling, self.limit + max(1.0, self.limit / _STEP))
+        else:
+            self.limit = min(self.ceiling, 2 * self.limit)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Leave to ask `address` once."""
+
+    address: Address
+    round: int
+
+
+class Pace:
+    """Slots at one or several addresses, first come, first served, spread over those that answer.
+
+    Each address begins with `FIRST_AT_ONCE` requests under way and goes up to its share of `max_concurrency` while it answers;
+    where it refuses more than a tenth of a round it is asked for less. Rates are kept by spacing requests evenly.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        max_concurrency: int,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        shares = [max_concurrency // len(urls) + (number < max_concurrency % len(urls)) for number in range(len(urls))]
+        self.addresses = [Address(url, share, min(share, FIRST_AT_ONCE)) for url, share in zip(urls, shares, strict=True) if share]
+        self._clock = clock
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._next_request = self._next_token = 0.0
+
+    async def take(self, tokens: int) -> Slot:
+        """Wait for a slot, and then for the rates; `tokens` is what the request will take at the most."""
+        place: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._serve()
+        try:
+            slot = await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._free(place.result())
+            raise
+        now = self._clock()
+        start = max(now, self._next_request, self._next_token)
+        self._next_request = start + self._seconds_per_request
+        self._next_token = start + tokens * self._seconds_per_token
+        try:
+            if start > now:
+                await asyncio.sleep(start - now)
+        except asyncio.CancelledError:
+            self._free(slot)
+            raise
+        return slot
+
+    def give_back(self, slot: Slot, outcome: Outcome | None, *, tokens_left: int = 0) -> None:
+        """The request is over; without an outcome it was broken off. `tokens_left` are those that it did not take after all."""
+        self._next_token -= tokens_left * self._seconds_per_token
+        if outcome is not None:
+            slot.address.learn(outcome, slot.round, self._clock(), may_rest=len(self.addresses) > 1)
+        self._free(slot)
+
+    def _free(self, slot: Slot) -> None:
+        slot.address.under_way -= 1
+        self._serve()
+
+    def _serve(self) -> None:
+        """Hand out what is free to those who wait."""
+        while self._waiting:
+            if self._waiting[0].done():  # cancelled
+                self._waiting.popleft()
+                continue
+            now = self._clock()
+            awake = [address for address in self.addresses if not address.rest_s(now)]
+            address = max(awake, key=Address.room, default=None)
+            if address is None:
+                self._wake_in(min(address.rest_s(now) for address in self.addresses))
+                return
+            if address.room() < 1:
+                return
+            address.under_way += 1
+            self._waiting.popleft().set_result(Slot(address, address._round))
+
+    def _wake_in(self, seconds: float) -> None:
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        self._alarm = None
+        self._serve()
