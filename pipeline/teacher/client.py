@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -51,7 +52,7 @@ class TeacherClient:
 
     An answer comes from the ledger or, once, from the endpoint, and is on the disk before it is returned. At most
     `max_concurrency` requests are under way, over all addresses, fewer where the servers refuse some (`Pace`); one that waits
-    for its retry holds no slot. Once the answers of the ledger cost `budget`, at `prices` per million tokens of prompt and
+    to be sent again holds no slot. Once the answers of the ledger cost `budget`, at `prices` per million tokens of prompt and
     completion, nothing more is asked. `small` says that the model needs prompts by example.
     """
 
@@ -87,7 +88,11 @@ class TeacherClient:
         self._timeout_s = timeout_s
         self._first_wait_s = first_wait_s
         self._pace = Pace(
-            self.base_urls, max_concurrency, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+            self.base_urls,
+            max_concurrency,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            refused_rest_s=first_wait_s,
         )
         self._counts_tokens = tokens_per_minute is not None
         self._prices, self._budget = prices, budget
@@ -153,7 +158,7 @@ class TeacherClient:
         return (prompt_tokens * self._prices[0] + completion_tokens * self._prices[1]) / 1e6
 
     async def _ask_stubbornly(self, key: str, body: bytes, tokens: int) -> Answer:
-        tried = 0
+        met: Counter[int] = Counter()  # faults, by how many of their kind are too many
         while True:
             slot = await self._pace.take(tokens)
             outcome: Outcome | None = None
@@ -165,8 +170,9 @@ class TeacherClient:
                 return answer
             except PassingError as fault:
                 outcome = fault.outcome
-                tried += 1
-                if tried >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
+                met[fault.tries] += 1
+                tried = met.total()
+                if met[fault.tries] >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
                     raise self._give_up(fault, tried) from None
                 wait_s = max(self._backoff_s(tried), fault.wait_s)
             except TeacherError:

@@ -24,8 +24,8 @@ class BudgetError(WorkError):
 class PassingError(Exception):
     """A failed attempt that may well succeed when repeated; never leaves this package.
 
-    `tries` is how often a request that meets this fault is sent in all, `wait_s` what `Retry-After` asked for, `outcome` what
-    it says of the server's load.
+    `tries` is the number of faults of this kind that a request is given up at, `wait_s` what `Retry-After` asked for,
+    `outcome` what it says of the server's load.
     """
 
     def __init__(self, message: str, *, status: int = 0, tries: int, wait_s: float = 0.0, outcome: Outcome = "answered") -> None:

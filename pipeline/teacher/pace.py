@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FIRST_AT_ONCE = 32
+FIRST_AT_ONCE = 64
 """Of an address that was not asked before; doubled with every round of answers until one is refused."""
 LONGEST_REST_S = 30.0
-_FEWEST = 20  # answers in a round, however few are asked at once
-_TOO_MANY = 0.1  # share of a round that is refused, beyond which the server is asked for less; below it is chance
+_FEWEST = 100  # answers in a round, however few are asked at once: of fewer, chance made one in ten look like one in five
+_TOO_MANY = 0.2  # share of a round that is refused, beyond which the server is asked for less
 _STEP = 16  # after a first refusal a round adds a sixteenth
 
 Outcome = Literal["answered", "refused", "lost"]
@@ -29,7 +29,7 @@ class Address:
     limit: float
     under_way: int = 0
     _refused_before: bool = False
-    _round: int = 0
+    _cuts: int = 0
     _seen: int = 0
     _refused: int = 0
     _lost_in_a_row: int = 0
@@ -41,20 +41,22 @@ class Address:
     def rest_s(self, now: float) -> float:
         return max(0.0, self._rests_until - now)
 
-    def learn(self, outcome: Outcome, round_of_request: int, now: float, *, may_rest: bool) -> None:
+    def learn(self, outcome: Outcome, cuts_before: int, now: float, *, may_rest: bool) -> None:
         self._lost_in_a_row = self._lost_in_a_row + 1 if outcome == "lost" else 0
         if self._lost_in_a_row and may_rest:
             self._rests_until = now + min(LONGEST_REST_S, 0.5 * 2.0 ** (self._lost_in_a_row - 1))
-        if round_of_request != self._round:  # sent under another limit, of which it tells
+        if cuts_before != self._cuts:  # it was sent when more was asked, and tells of that
             return
         self._seen += 1
         self._refused += outcome == "refused"
-        if self._seen >= max(_FEWEST, int(self.limit)):
+        size = max(_FEWEST, int(self.limit))
+        if self._seen >= size or self._refused > _TOO_MANY * size:
             self._adapt(self._refused / self._seen)
 
     def _adapt(self, refused: float) -> None:
-        self._round, self._seen, self._refused = self._round + 1, 0, 0
+        self._seen = self._refused = 0
         if refused > _TOO_MANY:
+            self._cuts += 1
             self._refused_before = True
             self.limit = max(1.0, self.limit * max(0.5, 1 - refused))
         elif self._refused_before:
@@ -68,14 +70,15 @@ class Slot:
     """Leave to ask `address` once."""
 
     address: Address
-    round: int
+    cuts_before: int
 
 
 class Pace:
     """Slots at one or several addresses, first come, first served, spread over those that answer.
 
     Each address begins with `FIRST_AT_ONCE` requests under way and goes up to its share of `max_concurrency` while it answers;
-    where it refuses more than a tenth of a round it is asked for less. Rates are kept by spacing requests evenly.
+    where it refuses more than a fifth of a round it is asked for less. A refused request's slot rests for `refused_rest_s`: without
+    that, what is one too many makes a storm of refusals. Rates are kept by spacing requests evenly.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class Pace:
         *,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        refused_rest_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         shares = [max_concurrency // len(urls) + (number < max_concurrency % len(urls)) for number in range(len(urls))]
         self.addresses = [Address(url, share, min(share, FIRST_AT_ONCE)) for url, share in zip(urls, shares, strict=True) if share]
-        self._clock = clock
+        self._clock, self._refused_rest_s = clock, refused_rest_s
         self._waiting: deque[asyncio.Future[Slot]] = deque()
         self._alarm: asyncio.TimerHandle | None = None
         self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
@@ -123,8 +127,11 @@ class Pace:
         """The request is over; without an outcome it was broken off. `tokens_left` are those that it did not take after all."""
         self._next_token -= tokens_left * self._seconds_per_token
         if outcome is not None:
-            slot.address.learn(outcome, slot.round, self._clock(), may_rest=len(self.addresses) > 1)
-        self._free(slot)
+            slot.address.learn(outcome, slot.cuts_before, self._clock(), may_rest=len(self.addresses) > 1)
+        if outcome == "refused":
+            asyncio.get_running_loop().call_later(self._refused_rest_s, self._free, slot)
+        else:
+            self._free(slot)
 
     def _free(self, slot: Slot) -> None:
         slot.address.under_way -= 1
@@ -136,6 +143,8 @@ class Pace:
             if self._waiting[0].done():  # cancelled
                 self._waiting.popleft()
                 continue
+            if not any(address.room() > 0 for address in self.addresses):
+                return
             now = self._clock()
             awake = [address for address in self.addresses if not address.rest_s(now)]
             address = max(awake, key=Address.room, default=None)
@@ -145,7 +154,7 @@ class Pace:
             if address.room() < 1:
                 return
             address.under_way += 1
-            self._waiting.popleft().set_result(Slot(address, address._round))
+            self._waiting.popleft().set_result(Slot(address, address._cuts))
 
     def _wake_in(self, seconds: float) -> None:
         if self._alarm is None:

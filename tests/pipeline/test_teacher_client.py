@@ -143,8 +143,8 @@ def test_a_server_that_keeps_answering_nothing_is_given_up(teacher_server: Any, 
     teacher_server.answer = lambda request: ""
     error, client = ask(teacher_server, tmp_path, QUESTION)
     assert isinstance(error, TeacherError)
-    assert str(error) == "teacher 'main': an empty answer (finish_reason 'stop') (3 tries)"
-    assert client.usage.requests == 3
+    assert str(error) == "teacher 'main': an empty answer (finish_reason 'stop') (5 tries)"
+    assert client.usage.requests == 5
 
 
 def test_an_endless_answer_is_not_read_to_its_end(teacher_server: Any, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_the_key_is_sent_and_shown_nowhere(
 
 
 @pytest.mark.parametrize("wrap", [b"%s", b'{"error": {"message": "%s"}}'], ids=["plain", "JSON"])
-@pytest.mark.parametrize(("status", "tries"), [(200, 3), (401, 1), (500, 8)])
+@pytest.mark.parametrize(("status", "tries"), [(200, 5), (401, 1), (500, 8)])
 def test_no_part_of_the_key_is_left_where_a_message_is_cut(
     teacher_server: Any, tmp_path: Path, status: int, tries: int, wrap: bytes
 ) -> None:
