@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -57,10 +59,7 @@ class Workers(Generic[Item, Result]):
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise WorkError(
-                "a worker process was killed; is the memory enough? Fewer --workers need less. "
-                "In a script, what starts workers has to stand under `if __name__ == '__main__':`"
-            ) from error
+            raise WorkError("a worker process was killed; is the memory enough? Fewer --workers need less") from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -69,9 +68,27 @@ class Workers(Generic[Item, Result]):
         """Processes start here, and inherit that Ctrl-C is blocked: this one is told, and ends them."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.submit(self._function, item)
+            with _without_main():
+                return pool.submit(self._function, item)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A spawned process runs the script that it came from again, which would start all anew where that has no guard.
+
+    What it needs is in modules of their own, so it is told of no script.
+    """
+    script = sys.modules["__main__"]
+    told = {name: vars(script)[name] for name in ("__file__", "__spec__") if name in vars(script)}
+    for name in told:
+        setattr(script, name, None)
+    try:
+        yield
+    finally:
+        for name, value in told.items():
+            setattr(script, name, value)
 
 
 def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -100,7 +100,8 @@ def _document(
         id=f"{site.dbname or language.code + 'wiki'}-{page.id}",
         title=page.title,
         source=source,
-        sections=lambda: cleaner.sections(text),
+        text=text,
+        parse=cleaner.sections,
         skip=skip,
         pass_over=skip in {"redirect", "other_namespace"},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -15,8 +16,10 @@ from pipeline.clean.identify import BACKEND, other_language
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
+from pipeline.knowledge.held import Held
 from pipeline.knowledge.records import read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
+from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
 from pipeline.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
 from pipeline.stage import Stage, StageRun
@@ -30,6 +33,7 @@ _READERS: dict[str, Callable[..., Iterator[Document]]] = {
 }
 # Of pages drawn by hash this many times `max_documents` are held back unparsed, since some will prove too short or too long.
 _OVERSAMPLE = 8
+_WORTH_PROCESSES = 1 << 20  # bytes of a file: less is parsed before processes have started
 
 
 def passage_stage(recipe: Recipe, code: str) -> Stage:
@@ -57,30 +61,37 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
 
 
 def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: int, languages: tuple[str, ...]) -> None:
-    language = load_language(code)
-    documents = _READERS[knowledge.kind](path, language, source=knowledge.source, licence=knowledge.licence)
-    simplify = opencc.OpenCC("t2s").convert if code == "zh" and knowledge.simplified else None
-    used = read = 0
-    for document in _sampled(documents, knowledge.max_documents, seed, run):
-        read += 1
-        run.progress(run.stage.name, read, None)
-        if knowledge.max_documents is not None and used == knowledge.max_documents:
-            run.pass_over("not_sampled")
-            continue
-        sections = [] if document.skip else document.sections()
-        if simplify:
-            document, sections = _simplified(document, sections, simplify)  # noqa: PLW2901  # the same page in other characters
-        reason, detail = _reject(document, sections, knowledge, language, languages)
-        if reason:
-            run.drop(Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source))
-        else:
-            run.keep(*_passages(document, sections, language, knowledge.segment_tokens))
-            used += 1
+    documents = _READERS[knowledge.kind](path, load_language(code), source=knowledge.source, licence=knowledge.licence)
+    used = 0
+    few = path.is_file() and path.stat().st_size < _WORTH_PROCESSES
+    workers = 1 if few else len(os.sched_getaffinity(0))
+    with Workers(functools.partial(_prepare, knowledge=knowledge, code=code, languages=languages), workers) as processes:
+        for read, prepared in enumerate(processes.map(_sampled(documents, knowledge.max_documents, seed, run)), 1):
+            run.progress(run.stage.name, read, None)
+            if knowledge.max_documents is not None and used == knowledge.max_documents:
+                run.pass_over("not_sampled")
+            elif isinstance(prepared, Dropped):
+                run.drop(prepared)
+            else:
+                run.keep(*prepared)
+                used += 1
     if not used:
         limits = (
             f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) estimated tokens are taken"
         )
         raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}; {limits}")
+
+
+def _prepare(document: Document, *, knowledge: Knowledge, code: str, languages: tuple[str, ...]) -> list[Passage] | Dropped:
+    """The passages of a document, or why it has none."""
+    language = load_language(code)
+    sections = [] if document.skip else document.sections()
+    if code == "zh" and knowledge.simplified:
+        document, sections = _simplified(document, sections)
+    reason, detail = _reject(document, sections, knowledge, language, languages)
+    if reason:
+        return Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source)
+    return _passages(document, sections, language, knowledge.segment_tokens)
 
 
 def _why(run: StageRun) -> str:
@@ -90,24 +101,32 @@ def _why(run: StageRun) -> str:
 
 def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: StageRun) -> Iterator[Document]:
     """All documents in their order, or the ones lowest by seeded hash, lowest first; what is only counted is counted here."""
-    heap: list[tuple[int, int, Document]] = []
-    for order, document in enumerate(documents):
-        if document.pass_over:
-            run.pass_over(document.skip or "skipped")
-        elif wanted is None:
-            yield document
-        else:
-            key = -int(content_hash(seed, document.id, digits=15), 16)
-            if len(heap) < wanted * _OVERSAMPLE:
-                heapq.heappush(heap, (key, -order, document))
+    heap: list[tuple[int, int, int]] = []
+    with Held(run.folder / "held") as held:
+        for order, document in enumerate(documents):
+            if document.pass_over:
+                run.pass_over(document.skip or "skipped")
+            elif wanted is None:
+                yield document
             else:
-                heapq.heappushpop(heap, (key, -order, document))
+                key = -int(content_hash(seed, document.id, digits=15), 16)
+                if len(heap) < wanted * _OVERSAMPLE:
+                    heapq.heappush(heap, (key, -order, held.put(document)))
+                    continue
                 run.pass_over("not_sampled")
-    for _, _, document in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
-        yield document
+                if (key, -order) > heap[0][:2]:
+                    heapq.heapreplace(heap, (key, -order, held.put(document)))
+        for _, _, place in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
+            yield held.get(place)
 
 
-def _simplified(document: Document, sections: list[Section], convert: Callable[[str], str]) -> tuple[Document, list[Section]]:
+@functools.cache
+def _simplify() -> Callable[[str], str]:
+    return opencc.OpenCC("t2s").convert
+
+
+def _simplified(document: Document, sections: list[Section]) -> tuple[Document, list[Section]]:
+    convert = _simplify()
     title = convert(document.title)
     return replace(document, title=title), [Section(convert(s.heading), convert(s.text)) for s in sections]
 

@@ -118,7 +118,8 @@ def _record(row: Mapping[str, Any], place: str, language: Language, name: str, l
         id=f"{name}-{row.get('id') or place}",
         title=title,
         source=Source(name=name, title=title, url=str(row.get("url") or ""), licence=licence),
-        sections=lambda: plain_sections(text),
+        text=text,
+        parse=plain_sections,
         skip=None if text.strip() and title.strip() else "page_without_text" if title.strip() else "page_without_title",
     )
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.knowledge import passages as module
+from pipeline.knowledge import records
 from pipeline.knowledge.passages import passage_stage, segments
 from pipeline.recipe import parse_recipe
 from pipeline.sample import Section, passage_from_row
@@ -160,6 +163,30 @@ def test_a_draw_fills_up_with_others_where_documents_prove_too_short(run):
     assert len(passages) == 5
     assert Counter(row["reason"] for row in dropped)["document_too_short"] == report.dropped["document_too_short"]
     assert report.rows_in == report.rows_used + sum(report.dropped.values()) == 40
+
+
+@pytest.mark.parametrize("drawn", [{}, {"max_documents": 3}])
+def test_several_processes_give_what_one_gives(run, tmp_path, monkeypatch, drawn):
+    texts = {f"d{number}": PROSE * (number + 1) if number % 3 else "Short." for number in range(20)}
+    alone = run(texts, **drawn)
+    monkeypatch.setattr(module, "_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+
+    shutil.rmtree(tmp_path / "work")
+
+    assert run(texts, **drawn) == alone
+
+
+def test_of_documents_that_are_held_back_only_the_drawn_ones_are_parsed_and_nothing_stays(run, tmp_path, monkeypatch):
+    parsed = []
+    plain = records.plain_sections
+    monkeypatch.setattr(records, "plain_sections", lambda text: parsed.append(text) or plain(text))
+
+    passages, _, report = run({f"d{number}": f"{number} {PROSE * 3}" for number in range(200)}, max_documents=2)
+
+    assert (len(passages), report.dropped) == (2, {"not_sampled": 198})
+    assert len(parsed) <= 2 * 8
+    assert not list(tmp_path.glob("work/*/held"))
 
 
 def test_traditional_characters_become_simplified_ones_in_title_and_text(run):

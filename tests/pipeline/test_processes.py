@@ -74,6 +74,26 @@ def test_no_item_gives_no_result(two):
     assert list(two.map([])) == []
 
 
+@pytest.mark.parametrize("how", ["file", "module", "stdin"])
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path, how):
+    script = """
+from pipeline.processes import Workers
+before = globals().get("__file__")
+print("begun", __name__, __spec__ is None or __spec__.name)
+with Workers(len, 2) as workers:
+    print(*workers.map(["a", "bc", "def"]))
+print(globals().get("__file__") == before)
+"""
+    (tmp_path / "unguarded.py").write_text(script)
+    command = {"file": ["unguarded.py"], "module": ["-m", "unguarded"], "stdin": ["-"]}[how]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, *command], input=script, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    named = "unguarded" if how == "module" else "True"
+    assert (done.stdout.splitlines(), done.stderr) == ([f"begun __main__ {named}", "1 2 3", "True"], "")
+
+
 def test_a_killed_process_is_told_with_what_may_help():
     with Workers(eval, 2) as workers:
         with pytest.raises(WorkError, match="a worker process was killed; is the memory enough"):
