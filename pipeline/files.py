@@ -6,12 +6,16 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
+import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pipeline.errors import InputError
 from pipeline.sample import content_hash
+
+Item = TypeVar("Item")
 
 HASHES_FOLDER = "file-hashes"
 LOCK_FILE = ".lock"
@@ -93,3 +97,32 @@ def file_hash(path: Path, work: Path) -> str:
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_text(cache, digest)
     return digest
+
+
+class Spool(Generic[Item]):
+    """Items that wait on the disk, in a file that is gone at the end; first all are put, then some are got."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("w+b")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def put(self, item: Item) -> int:
+        """Where it is found again."""
+        packed = zlib.compress(pickle.dumps(item), 1)
+        place = self._file.tell()
+        self._file.write(len(packed).to_bytes(4) + packed)
+        return place
+
+    def get(self, place: int) -> Item:
+        """What was put there, as often as it is asked for."""
+        self._file.seek(place)
+        size = int.from_bytes(self._file.read(4))
+        item: Item = pickle.loads(zlib.decompress(self._file.read(size)))  # noqa: S301  # written by this process
+        return item

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import Counter
+import itertools
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.clean.identify import BACKEND, other_language
 from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
-from pipeline.files import file_hash
-from pipeline.languages import load_language
+from pipeline.files import Spool, file_hash
+from pipeline.languages import Language, load_language
 from pipeline.recipe import Dialogues, Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
-from pipeline.stage import Stage, StageRun, rows_of
+from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.teacher import model_name, open_teacher
 
 TASK = "chat_specific"
@@ -69,31 +75,40 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
     )
 
 
-def _in_drawn_order(run: StageRun, seed: int) -> list[Passage]:
-    """The passages by seeded hash, so that a count takes a fair draw of them."""
-    passages = [passage_from_row(row) for row in rows_of(run.inputs[0])]
-    return sorted(passages, key=lambda passage: content_hash(seed, passage.id))
+@contextmanager
+def _in_drawn_order(run: StageRun, seed: int) -> Iterator[Iterator[Passage]]:
+    """The passages by seeded hash, so that a count takes a fair draw of them; they wait on the disk."""
+    with Spool[dict[str, Any]](run.folder / "passages") as spool:
+        drawn, places = array("Q"), array("Q")
+        for row in rows_of(run.inputs[0]):
+            drawn.append(int(content_hash(seed, row["id"], digits=16), 16))
+            places.append(spool.put(row))
+        order = np.argsort(np.array(drawn, dtype=np.uint64), kind="stable")
+        yield (passage_from_row(spool.get(places[number])) for number in order)
 
 
 def _reverse(run: StageRun, *, code: str, count: int | None, seed: int) -> None:
     language = load_language(code)
-    passages = _in_drawn_order(run, seed)
-    made = 0
-    for done, passage in enumerate(passages, 1):
-        run.progress(run.stage.name, done, len(passages))
-        if count is not None and made >= count:
-            run.drop(_dropped(passage, "not_needed", f"{count} dialogues were wanted"))
-            continue
-        left_out: Counter[str] = Counter()
-        dialogues = list(reverse_dialogues(passage, language, seed, left_out))
-        if count is not None:
-            dialogues = dialogues[: count - made]
-        run.counters.update(left_out)
-        if not dialogues:
-            run.drop(_dropped(passage, "no_section_can_answer", ", ".join(f"{k} {n}" for k, n in sorted(left_out.items()))))
-            continue
+    total, made = row_count(run.inputs[0]), 0
+    with _in_drawn_order(run, seed) as passages:
+        for done, passage in enumerate(passages, 1):
+            run.progress(run.stage.name, done, total)
+            if count is not None and made >= count:
+                run.drop(_dropped(passage, "not_needed", f"{count} dialogues were wanted"))
+            else:
+                made += _reverse_of(passage, run, language, seed, None if count is None else count - made)
+
+
+def _reverse_of(passage: Passage, run: StageRun, language: Language, seed: int, most: int | None) -> int:
+    """How many dialogues the passage gave."""
+    left_out: Counter[str] = Counter()
+    dialogues = list(reverse_dialogues(passage, language, seed, left_out))[:most]
+    run.counters.update(left_out)
+    if dialogues:
         run.keep(*(_reverse_sample(passage, dialogue, run.stage.name) for dialogue in dialogues))
-        made += len(dialogues)
+    else:
+        run.drop(_dropped(passage, "no_section_can_answer", ", ".join(f"{k} {n}" for k, n in sorted(left_out.items()))))
+    return len(dialogues)
 
 
 def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str) -> Sample:
@@ -104,32 +119,41 @@ def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str) -> 
 def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
     name, language = mode.teacher or "", load_language(code)
     teacher = recipe.teachers[name]
-    passages = _in_drawn_order(run, recipe.seed)
-    tried = passages[: mode.max_passages]
+    total = row_count(run.inputs[0])
+    tried = min(total, mode.max_passages or total)
     done = made = 0
 
     def is_language(text: str) -> bool:
         return other_language(text, code, recipe.languages) is None
 
-    async def drive() -> None:
+    async def drive(passages: Iterator[Passage]) -> list[Passage]:
+        """The passages that were taken and then not needed."""
         nonlocal done, made
         # Another model file of the same name is another teacher.
         which = "".join(f"-{file_hash(path, run.work)[:8]}" for path in run.stage.files)
         ledger = run.work / LEDGER_FOLDER / f"{name}{which}.sqlite"
         ledger.parent.mkdir(parents=True, exist_ok=True)
+        taken: deque[Passage] = deque()
+
+        def take() -> Iterator[Passage]:
+            for passage in itertools.islice(passages, tried):
+                taken.append(passage)
+                yield passage
+
         async with open_teacher(name, teacher, ledger) as client:
             outcomes = grounded_dialogues(
-                tried,
+                take(),
                 language,
                 client,
                 seed=recipe.seed,
-                count=mode.count or len(tried),
+                count=mode.count or tried,
                 closed_book=mode.mode == "closed_book",
                 is_language=is_language,
             )
             async for passage, outcome in outcomes:
+                taken.popleft()
                 done += 1
-                run.progress(run.stage.name, done, len(tried))
+                run.progress(run.stage.name, done, tried)
                 if isinstance(outcome, Refused):
                     run.drop(_dropped(passage, outcome.reason, outcome.detail))
                     run.run_again |= outcome.reason == "teacher_failed"
@@ -137,11 +161,13 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                     run.keep(_grounded_sample(passage, outcome, mode.mode, model_name(teacher), run.stage.name))
                     made += 1
             run.usage = {"teacher": name, **asdict(client.usage)}
+        return list(taken)
 
-    asyncio.run(drive())
-    why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"
-    for passage in passages[done:]:
-        run.drop(_dropped(passage, "not_needed", why))
+    with _in_drawn_order(run, recipe.seed) as passages:
+        left = asyncio.run(drive(passages))
+        why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"
+        for passage in itertools.chain(left, passages):
+            run.drop(_dropped(passage, "not_needed", why))
 
 
 def _grounded_sample(passage: Passage, dialogue: Dialogue, mode: str, teacher: str, stage: str) -> Sample:

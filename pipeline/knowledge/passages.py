@@ -14,9 +14,9 @@ import opencc
 
 from pipeline.clean.identify import BACKEND, other_language
 from pipeline.errors import InputError
+from pipeline.files import Spool
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
-from pipeline.knowledge.held import Held
 from pipeline.knowledge.records import read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
 from pipeline.processes import Workers
@@ -102,8 +102,10 @@ def _why(run: StageRun) -> str:
 def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: StageRun) -> Iterator[Document]:
     """All documents in their order, or the ones lowest by seeded hash, lowest first; what is only counted is counted here."""
     heap: list[tuple[int, int, int]] = []
-    with Held(run.folder / "held") as held:
+    parse: Callable[[str], list[Section]] = _nothing
+    with Spool[Document](run.folder / "held") as held:
         for order, document in enumerate(documents):
+            parse = document.parse
             if document.pass_over:
                 run.pass_over(document.skip or "skipped")
             elif wanted is None:
@@ -111,13 +113,17 @@ def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: 
             else:
                 key = -int(content_hash(seed, document.id, digits=15), 16)
                 if len(heap) < wanted * _OVERSAMPLE:
-                    heapq.heappush(heap, (key, -order, held.put(document)))
+                    heapq.heappush(heap, (key, -order, held.put(replace(document, parse=_nothing))))
                     continue
                 run.pass_over("not_sampled")
                 if (key, -order) > heap[0][:2]:
-                    heapq.heapreplace(heap, (key, -order, held.put(document)))
+                    heapq.heapreplace(heap, (key, -order, held.put(replace(document, parse=_nothing))))
         for _, _, place in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
-            yield held.get(place)
+            yield replace(held.get(place), parse=parse)
+
+
+def _nothing(text: str) -> list[Section]:
+    raise AssertionError("a page that is held back is not parsed")
 
 
 @functools.cache

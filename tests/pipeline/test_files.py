@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.files import AtomicFile, WorkLock, file_hash, write_json, write_text
+from pipeline.files import AtomicFile, Spool, WorkLock, file_hash, write_json, write_text
 
 
 def test_json_is_sorted_and_ends_with_a_line_end(tmp_path):
@@ -68,3 +68,12 @@ def test_a_folders_hash_covers_the_names_and_the_bytes_of_its_files(tmp_path):
 def test_a_missing_file_is_wrong_input(tmp_path):
     with pytest.raises(InputError, match="gone: No such file"):
         file_hash(tmp_path / "gone", tmp_path)
+
+
+def test_what_waits_on_the_disk_is_found_again_in_any_order_and_leaves_no_file(tmp_path):
+    with Spool(tmp_path / "waiting") as spool:
+        items = [{"n": n, "text": "ж" * n} for n in range(200)]
+        places = [spool.put(item) for item in items]
+        assert [spool.get(places[n]) for n in (7, 199, 0, 7)] == [items[7], items[199], items[0], items[7]]
+
+    assert not list(tmp_path.iterdir())
