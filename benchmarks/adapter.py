@@ -169,7 +169,7 @@ def ours(inputs: int, outputs: int, **options: Any) -> MaloraLinear:
 
 def tensors_of(inputs: int, outputs: int, **options: Any) -> dict[str, Tensor]:
     """What `ours` starts with."""
-    return start(our_config(**options).shapes(inputs, outputs), init="matched", seed=0, name="layer", identity=False)
+    return start(our_config(**options).shapes(inputs, outputs), seed=0, name="layer", identity=False)
 
 
 def layer_variants(inputs: int = 1024, outputs: int = 1024) -> dict[str, nn.Module]:

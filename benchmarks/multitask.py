@@ -81,7 +81,7 @@ ENGLISH_ONLY_QUESTION = 169  # of OMGEval's 805 English questions; the other lan
 
 CORE = ("lora", "lora_equal", "moe_lora", "malora")
 RANK = (*CORE, "malora_rslora")  # rsLoRA is a scale for high ranks
-OPTIONS = ("hydra", "malora_shared_router", "malora_frozen", "malora_svd", "malora_rslora", "malora_wide")
+OPTIONS = ("hydra", "malora_shared_router", "malora_frozen", "malora_rslora", "malora_wide")
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"variant": "lora"},
     "lora_equal": {"variant": "lora"},  # its r is set so that it has malora's parameters
@@ -90,7 +90,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hydra": {"variant": "hydra"},
     "malora_shared_router": {"variant": "malora", "shared_router": True},
     "malora_frozen": {"variant": "malora", "freeze_shared": True},
-    "malora_svd": {"variant": "malora", "init": "svd"},
     "malora_rslora": {"variant": "malora", "use_rslora": True},
     "malora_wide": {"variant": "malora", "expert_rank": 10, "shared_rank": 10},
 }

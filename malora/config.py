@@ -15,7 +15,6 @@ from malora.registry import MALORA, SAVED_AS
 
 FORMAT_VERSION = 1  # of the saved tensors and of the meaning of the fields; raised when an older reader would be wrong
 Variant = Literal["malora", "moe_lora", "hydra", "lora"]
-Init = Literal["matched", "svd"]
 
 
 @dataclass
@@ -55,7 +54,6 @@ class MaloraConfig(PeftConfig):
     variant: Variant = field(default="malora", metadata={"help": "malora, or a baseline: moe_lora, hydra, lora."})
     shared_router: bool = field(default=False, metadata={"help": "The router reads A x instead of x: N*d weights, not N*n."})
     freeze_shared: bool = field(default=False, metadata={"help": "A stays at its random start: fewer parameters to train."})
-    init: Init = field(default="matched", metadata={"help": "Start of A and P: independent draws, or a joint SVD ('svd')."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, a regular expression, or 'all-linear'. Linear layers only."}
     )
@@ -102,9 +100,8 @@ class MaloraConfig(PeftConfig):
                 f"format_version = {self.format_version!r}: this adapter was saved by a newer glotloom, and this one reads up to "
                 f"{FORMAT_VERSION}; pip install --upgrade glotloom"
             )
-        for key, known in (("variant", get_args(Variant)), ("init", get_args(Init))):
-            if getattr(self, key) not in known:
-                raise ValueError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(known)}")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant = {self.variant!r}: expected one of {', '.join(get_args(Variant))}")
         for key in ("r", "expert_rank", "shared_rank", "top_k"):
             self._need_whole(key)
         for low, high in (("r", "expert_rank"), ("expert_rank", "shared_rank")):  # a B of higher rank than A gains nothing
@@ -140,8 +137,8 @@ class MaloraConfig(PeftConfig):
         for key in ("expert_rank", "shared_rank"):
             if getattr(self, key) != self.r:
                 raise ValueError(f"{key} = {getattr(self, key)}: variant {self.variant!r} has the one rank r = {self.r}")
-        for key, plain in (("shared_router", False), ("freeze_shared", False), ("init", "matched")):
-            if getattr(self, key) != plain:
+        for key in ("shared_router", "freeze_shared"):
+            if getattr(self, key):
                 raise ValueError(f"{key} = {getattr(self, key)!r}: an option of variant 'malora', and this is {self.variant!r}")
 
     def shapes(self, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:

@@ -238,25 +238,20 @@ def _stack(B: Tensor) -> Tensor:
     return B.transpose(1, 2).reshape(-1, B.shape[1])
 
 
-def start(shapes: Mapping[str, tuple[int, ...]], *, init: str, seed: int, name: str, identity: bool = True) -> dict[str, Tensor]:
+def start(shapes: Mapping[str, tuple[int, ...]], *, seed: int, name: str, identity: bool = True) -> dict[str, Tensor]:
     """The tensors to begin with, on the CPU in float32; the same for the same seed and name, whatever was drawn before.
 
     ``B = 0`` makes the adapter the identity. Every expert's way down (``P_t A``, or its own A) gets the variance of a
-    LoRA's A, ``1/(3n)``, as kaiming-uniform with a = sqrt 5 has it. ``matched`` draws P_t from a normal distribution;
-    ``svd`` draws N such A, takes their leading right singular vectors as the one A, and each expert's own part as P_t. Both
-    then rescale each P_t so that the variance of each product is exact (single draws scatter by 12-18 %).
+    LoRA's A, ``1/(3n)``, as kaiming-uniform with a = sqrt 5 has it: P_t is drawn from a normal distribution and rescaled so that
+    the variance of each product is exact (single draws scatter by 12-18 %).
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     down, inputs = shapes["A"]
     tensors = {}
     if "P" in shapes:
-        experts, rank, _ = shapes["P"]
-        if init == "svd":
-            A, P = _joint_svd(_kaiming((experts, down, inputs), draw), rank)
-        else:
-            A = _kaiming((down, inputs), draw)
-            P = _empty(shapes["P"]).normal_(generator=draw)
+        A = _kaiming((down, inputs), draw)
+        P = _empty(shapes["P"]).normal_(generator=draw)
         spread = (P @ A).square().mean(dim=(1, 2), keepdim=True)  # (N, 1, 1)
         tensors = {"A": A, "P": P * (spread * 3 * inputs).rsqrt()}
     else:
@@ -276,15 +271,3 @@ def _kaiming(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 def _empty(shape: tuple[int, ...]) -> Tensor:
     """Whatever torch's defaults are, so that a seed gives the same numbers."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _joint_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The d leading right singular vectors of N matrices one below the other, and what of each of them they span.
-
-    (N, d, n) -> A (d, n) with orthonormal rows, P (N, rank, d) = U S of each expert's first ``rank`` rows
-    """
-    down = matrices.shape[1]
-    _, _, right = torch.linalg.svd(matrices.flatten(0, 1), full_matrices=False)  # (min(N d, n), n)
-    A = right[:down]
-    A = A * A.gather(1, A.abs().argmax(dim=1, keepdim=True)).sign()  # a singular vector's sign is arbitrary
-    return A, matrices[:, :rank] @ A.t()  # U S = M V

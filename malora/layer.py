@@ -44,7 +44,6 @@ class MaloraLayer(BaseTunerLayer):
         """Adds an adapter under this name, at its start."""
         tensors = start(
             config.shapes(self.in_features, self.out_features),
-            init=config.init,
             seed=config.init_seed,
             name=self.name,
             identity=config.init_weights,

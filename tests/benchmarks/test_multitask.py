@@ -235,14 +235,14 @@ def test_a_killed_benchmark_goes_on_and_every_variant_has_its_own_rate(tmp_path,
     bench.run_all(plans)
     assert len(bench.results.lines) == first + len(performed) == len({json.dumps(line["key"]) for line in bench.results.lines})
     rates = {run.variant: run.learning_rate for run in performed if run.experiment == "rank"}
-    assert rates == {"lora": 1e-3, "lora_equal": 3e-3, "moe_lora": 3e-3, "malora": 3e-3}
-    assert not any(run.experiment == "tune" and run.variant == "malora_svd" for run in performed)
+    assert rates == {"lora": 1e-3, "lora_equal": 3e-3, "moe_lora": 3e-3, "malora": 3e-3, "malora_rslora": 3e-3}
+    assert not any(run.experiment == "tune" and run.variant == "malora_wide" for run in performed)
     assert all(line.endswith("done") for line in list(bench.dry_run(plans))[:-1])
     assert bench.estimate(plans) == 0
 
 
 def test_the_report_pairs_the_seeds(tmp_path, monkeypatch):
-    level = {"base": 9.0, "lora": 2.0, "lora_equal": 1.5, "moe_lora": 1.25, "malora": 1.0}
+    level = {"base": 9.0, "lora": 2.0, "lora_equal": 1.5, "moe_lora": 1.25, "malora": 1.0, "malora_rslora": 1.0}
 
     def losses(run) -> float:
         return level[run.variant] + run.seed * (1 if run.variant == "malora" else 2) / 10

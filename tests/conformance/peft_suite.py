@@ -46,7 +46,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one of four": {**SMALL, "top_k": 1},
     "all of four": {**SMALL, "top_k": 4},
     "rslora": {**SMALL, "use_rslora": True},
-    "svd": {**SMALL, "init": "svd"},
     "moe_lora": {"variant": "moe_lora"},
     "hydra": {"variant": "hydra"},
     "lora": {"variant": "lora"},
