@@ -1,6 +1,7 @@
 """Cleaning: near-duplicates beside other libraries, languages, parallel groups, translated evaluation items.
 
-    GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes; pip install rensa gaoya datasketch for the peers
+    pip install rensa gaoya datasketch datatrove spacy            # the peers
+    GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --stages      # ~8 minutes: identify, dedup, decontaminate of a million rows
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --memory      # ~5 minutes: 100,000, 1,000,000 and 4,000,000 rows
     python benchmarks/cleaning.py --identify FOLDER               # ~1 minute; FOLDER: usr/share/help of Debian's gnome-user-docs
@@ -51,7 +52,7 @@ THRESHOLD, MARGIN = 0.8, 0.02
 PIECE = 320
 RESULTS = Path(__file__).parent / "results" / "cleaning.json"
 LANGUAGES = ("english", "chinese", "russia", "french", "spanish")
-PEER_ROWS = {"gaoya": 20_000, "rensa": 20_000, "datasketch": 5_000}
+PEER_ROWS = {"gaoya": 20_000, "rensa": 20_000, "datasketch": 5_000, "datatrove": 5_000}
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------
@@ -173,11 +174,49 @@ def datasketch(file: Path) -> dict[int, list[int]]:
     return _one_by_one(file, ask)
 
 
+def datatrove(file: Path) -> dict[int, list[int]]:
+    """Its four steps, as it comes: five words, 14 bands of 8, connected components."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+    from datatrove.utils.hashing import HashConfig
+    from loguru import logger
+
+    logger.remove()
+    config = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # its xxhash fails with that package's newest version
+    with tempfile.TemporaryDirectory() as folder:
+
+        def reader() -> Any:
+            return ParquetReader(str(file.parent), glob_pattern=file.name, text_key="text", id_key="id")
+
+        kept, left = (ParquetWriter(f"{folder}/{name}") for name in ("kept", "left"))
+        for number, steps in enumerate(
+            [
+                [reader(), MinhashDedupSignature(f"{folder}/signatures", config)],
+                [MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/buckets", config=config)],
+                [MinhashDedupCluster(f"{folder}/buckets", f"{folder}/removed", config, save_cluster_id=True)],
+                [reader(), MinhashDedupFilter(f"{folder}/removed", exclusion_writer=left, load_cluster_ids=True), kept],
+            ]
+        ):
+            tasks = 14 if number == 1 else 1  # a task for every band
+            LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=f"{folder}/logs{number}").run()
+        cluster: dict[Any, list[int]] = {}
+        for row in pq.read_table(f"{folder}/kept").to_pylist():
+            cluster.setdefault(row["metadata"].get("minhash_cluster_id"), []).append(int(row["id"]))
+        return {
+            int(row["id"]): cluster.get(row["metadata"]["minhash_cluster_id"], [])
+            for row in pq.read_table(f"{folder}/left").to_pylist()
+        }
+
+
 CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
     "glotloom": glotloom,
     "gaoya": gaoya,
     "rensa": rensa,
     "datasketch": datasketch,
+    "datatrove": datatrove,
 }
 
 

@@ -32,12 +32,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Knowledge:
     """`[knowledge.LANGUAGE]`: where the passages of one language come from; lengths in estimated tokens."""
 
-    kind: Literal["wikipedia-dump", "parquet", "jsonl", "text"]
+    kind: Literal["wikipedia-dump", "parquet", "dataset", "jsonl", "text"]
+    """A `dataset` is a folder that `datasets` saved."""
     path: str
     max_documents: Count | None = None
     min_tokens: Count = 1000
     max_tokens: Count = 10_000
     segment_tokens: Count = 2000
+    keywords: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Documents with none of these in title or text leave."""
+    without_keywords: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Documents with one of these in title or text leave."""
     simplified: bool = True
     """Chinese only: traditional characters to simplified ones."""
     source: str = ""
@@ -55,6 +60,8 @@ class Dialogues:
     """Dialogues wanted; every passage is used when absent."""
     max_passages: Count | None = None
     """Passages tried at the most, however few dialogues they give; no limit when absent."""
+    min_grounded: Share = 0.7
+    """Of an answer's rare words so many have to be in the passage; names and numbers all have to."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

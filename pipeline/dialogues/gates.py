@@ -16,7 +16,8 @@ from pipeline.languages import Language
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""
 MIN_GROUNDED_SHARE = 0.7
-"""Of an answer's rare words. A judgement, made by reading; not yet measured on an able teacher's answers."""
+"""Of an answer's rare words, unless the recipe says otherwise. A judgement, made by reading; not yet measured on an able
+teacher's answers."""
 MIN_QUESTION_TOKENS = 3
 MAX_QUESTION_TOKENS = 40
 
@@ -107,6 +108,7 @@ def answer_fault(
     language: Language,
     earlier: Sequence[str] = (),
     is_language: IsLanguage | None = None,
+    min_grounded: float = MIN_GROUNDED_SHARE,
 ) -> str | None:
     """Why this answer cannot stand, or None. `earlier`: the answers before it; without a passage nothing is grounded."""
     return (
@@ -115,7 +117,7 @@ def answer_fault(
         or ("answer_wrong_language" if is_language and not is_language(answer) else None)
         or answer_repeats(answer, earlier, language)
         or answer_misses_question(answer, question, language)
-        or (answer_grounding(answer, passage) if passage else None)
+        or (answer_grounding(answer, passage, min_grounded) if passage else None)
     )
 
 
@@ -163,11 +165,11 @@ def answer_misses_question(answer: str, question: str, language: Language) -> st
     return "answer_echoes_question" if len({*said} - {*shared}) < 2 and not told else None
 
 
-def answer_grounding(answer: str, passage: Evidence) -> str | None:
-    """All numbers and names must be the passage's own; of the rare words `MIN_GROUNDED_SHARE`."""
+def answer_grounding(answer: str, passage: Evidence, min_grounded: float = MIN_GROUNDED_SHARE) -> str | None:
+    """All numbers and names must be the passage's own; of the rare words the share `min_grounded`."""
     if passage.missing_numbers(answer) or passage.missing_names(answer):
         return "answer_not_grounded"
-    return "answer_not_grounded" if passage.share(answer) < MIN_GROUNDED_SHARE else None
+    return "answer_not_grounded" if passage.share(answer) < min_grounded else None
 
 
 def _length_in_words(text: str) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from pipeline.dialogues.evidence import Evidence
-from pipeline.dialogues.gates import IsLanguage, answer_fault, passage_fault, question_fault
+from pipeline.dialogues.gates import MIN_GROUNDED_SHARE, IsLanguage, answer_fault, passage_fault, question_fault
 from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError, WorkError
@@ -54,6 +54,7 @@ async def grounded_dialogues(
     count: int,
     closed_book: bool = False,
     is_language: IsLanguage | None = None,
+    min_grounded: float = MIN_GROUNDED_SHARE,
 ) -> AsyncIterator[tuple[Passage, Dialogue | Refused]]:
     """Outcomes in the passages' order until `count` dialogues are made; later passages may have been asked for nothing.
 
@@ -73,7 +74,15 @@ async def grounded_dialogues(
         while len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
             if (passage := next(waiting, None)) is None:
                 return
-            work = grounded_dialogue(passage, language, client, seed=seed, closed_book=closed_book, is_language=is_language)
+            work = grounded_dialogue(
+                passage,
+                language,
+                client,
+                seed=seed,
+                closed_book=closed_book,
+                is_language=is_language,
+                min_grounded=min_grounded,
+            )
             task = asyncio.create_task(work)
             under_way.add(task)
             task.add_done_callback(end)
@@ -132,12 +141,15 @@ async def grounded_dialogue(
     seed: int,
     closed_book: bool = False,
     is_language: IsLanguage | None = None,
+    min_grounded: float = MIN_GROUNDED_SHARE,
 ) -> Dialogue | Refused:
     """One passage's dialogue. `closed_book`: asked with the document, answered without, hence not held against it."""
     if reason := passage_fault(passage.title) or passage_fault(passage.text):
         return Refused(reason=reason)
     prompts = _prompts(language, client)
-    writer = _Writer(passage, language, client, prompts, closed_book=closed_book, is_language=is_language)
+    writer = _Writer(
+        passage, language, client, prompts, closed_book=closed_book, is_language=is_language, min_grounded=min_grounded
+    )
     try:
         for number, kind in enumerate(_plan(_draw(seed, passage.id)), 1):
             reason = await writer.add_turn(kind, _draw(seed, passage.id, number))
@@ -167,6 +179,7 @@ class _Writer:
         *,
         closed_book: bool,
         is_language: IsLanguage | None,
+        min_grounded: float,
     ) -> None:
         self.turns: list[Message] = []
         self.request_keys: list[str] = []
@@ -178,6 +191,7 @@ class _Writer:
         self._prompts = prompts
         self._closed_book = closed_book
         self._is_language = is_language
+        self._min_grounded = min_grounded
         self._evidence = Evidence(f"{passage.title}\n{passage.text}", frozenset(language.rules.function_words))
 
     async def add_turn(self, kind: Kind, draw: Random) -> str | None:
@@ -218,6 +232,7 @@ class _Writer:
             language=self._language,
             earlier=earlier[1::2],
             is_language=self._is_language,
+            min_grounded=self._min_grounded,
         ) or (None if self._closed_book else attempt.answer_fault(question, answer.text))
         if reason is None:
             self.turns += [asked, Message("assistant", answer.text)]

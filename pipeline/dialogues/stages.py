@@ -149,6 +149,7 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                 count=mode.count or tried,
                 closed_book=mode.mode == "closed_book",
                 is_language=is_language,
+                min_grounded=mode.min_grounded,
             )
             async for passage, outcome in outcomes:
                 taken.popleft()

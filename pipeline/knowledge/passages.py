@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.files import Spool
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
-from pipeline.knowledge.records import read_jsonl, read_parquet, read_text
+from pipeline.knowledge.records import read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
 from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
@@ -28,6 +28,7 @@ from pipeline.tokens import estimate_tokens
 _READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "wikipedia-dump": read_dump,
     "parquet": read_parquet,
+    "dataset": read_dataset,
     "jsonl": read_jsonl,
     "text": read_text,
 }
@@ -145,14 +146,32 @@ def _reject(
     text = "\n\n".join(section.text for section in sections)
     if not text:
         return "page_without_prose", ""
-    tokens = estimate_tokens(text)
+    return (
+        _keyword_fault(f"{document.title}\n{text}".casefold(), knowledge)
+        or _length_fault(estimate_tokens(text), knowledge)
+        or _language_fault(text, language.code, languages)
+        or (None, "")
+    )
+
+
+def _keyword_fault(text: str, knowledge: Knowledge) -> tuple[str, str] | None:
+    if knowledge.keywords and not any(word.casefold() in text for word in knowledge.keywords):
+        return "document_without_keyword", ""
+    unwanted = next((word for word in knowledge.without_keywords if word.casefold() in text), None)
+    return ("document_with_excluded_keyword", unwanted) if unwanted else None
+
+
+def _length_fault(tokens: int, knowledge: Knowledge) -> tuple[str, str] | None:
     if tokens < knowledge.min_tokens:
         return "document_too_short", f"{tokens} tokens < {knowledge.min_tokens}"
     if tokens > knowledge.max_tokens:
         return "document_too_long", f"{tokens} tokens > {knowledge.max_tokens}"
-    if found := other_language(text[:4000], language.code, languages):
-        return "document_wrong_language", f"{found.language} {found.score:.2f}"
-    return None, ""
+    return None
+
+
+def _language_fault(text: str, code: str, languages: tuple[str, ...]) -> tuple[str, str] | None:
+    found = other_language(text[:4000], code, languages)
+    return ("document_wrong_language", f"{found.language} {found.score:.2f}") if found else None
 
 
 def _passages(document: Document, sections: list[Section], language: Language, segment_tokens: int) -> list[Passage]:

@@ -28,6 +28,26 @@ def read_parquet(path: Path, language: Language, *, source: str, licence: str) -
         yield _record(row, f"{path.name}:{number}", language, source or path.stem, licence)
 
 
+def read_dataset(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """A folder that `datasets.Dataset.save_to_disk` wrote, with the columns of `read_parquet`."""
+    from datasets import DatasetDict, load_from_disk  # takes a second
+
+    try:
+        dataset = load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: is not a folder that datasets.save_to_disk wrote: {error}") from error
+    if isinstance(dataset, DatasetDict):
+        raise InputError(f"{path}: holds several splits; name the folder of one: {', '.join(str(path / name) for name in dataset)}")
+    if missing := [column for column in ("title", "text") if column not in dataset.column_names]:
+        raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(dataset.column_names)}")
+    columns = [column for column in ("id", "url", "title", "text") if column in dataset.column_names]
+    for number, row in enumerate(dataset.select_columns(columns).with_format(None)):
+        for key in ("title", "text"):
+            if not isinstance(row[key], str | None):
+                raise InputError(f"{path}: row {number}: has no text {key!r}")
+        yield _record(row, f"{path.name}:{number}", language, source or path.name, licence)
+
+
 def read_jsonl(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
     """One object a line with `title` and `text`, and `id` and `url` where there are any."""
     for number, row in jsonl_rows(path):

@@ -168,6 +168,17 @@ def test_the_language_is_judged_by_the_callable_given() -> None:
     assert answer_fault(said, asked, passage=passage, language=language, is_language=lambda text: False) == "answer_wrong_language"
 
 
+def test_how_much_of_an_answer_has_to_be_grounded_is_the_recipes_choice() -> None:
+    language = load_language("en")
+    passage = Evidence("The pavlova is a dessert with a crisp crust and cream.", language.rules.function_words)
+    said = "The pavlova is a dessert that bakers decorate with strawberries and a crisp crust."
+
+    def fault(share: float) -> str | None:
+        return answer_fault(said, "What is a pavlova?", passage=passage, language=language, min_grounded=share)
+
+    assert (fault(0.9), fault(0.3)) == ("answer_not_grounded", None)
+
+
 def test_without_a_passage_nothing_is_grounded() -> None:
     said = "The pavlova is a dessert that people in Canada know since 1950."
     assert answer_fault(said, "What is a pavlova?", passage=None, language=load_language("en")) is None

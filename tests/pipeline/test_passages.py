@@ -146,6 +146,20 @@ def test_an_empty_source_is_refused(run):
         run({})
 
 
+def test_keywords_choose_documents_by_title_or_text_in_any_case(run):
+    texts = {"Pipes": PROSE * 2, "Dance": "The reel is danced in Ireland by many people, young and old. " * 2}
+
+    def left(**keywords):
+        passages, dropped, _ = run(texts, **keywords)
+        return [p.title for p in passages], {row["source"]["title"]: (row["reason"], row["detail"]) for row in dropped}
+
+    assert left(keywords=["BAGPIPES", "fiddle"]) == (["Pipes"], {"Dance": ("document_without_keyword", "")})
+    assert left(keywords=["dance", "ireland"], without_keywords=["pipes"]) == (
+        ["Dance"],
+        {"Pipes": ("document_with_excluded_keyword", "pipes")},
+    )
+
+
 def test_documents_are_drawn_by_seed_whatever_their_order(run):
     texts = {f"d{number}": PROSE * 3 for number in range(30)}
 

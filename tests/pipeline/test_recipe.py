@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dialogues.gates import MIN_GROUNDED_SHARE
 from pipeline.errors import InputError
-from pipeline.recipe import Recipe, load_recipe, parse_recipe, recipe_to_json
+from pipeline.recipe import Dialogues, Recipe, load_recipe, parse_recipe, recipe_to_json
 
 MINIMAL = {"name": "mini", "languages": ["en"], "agnostic": {"math": {"path": "math.jsonl", "budget": {"en": "all"}}}}
 KNOWLEDGE = {"fr": {"kind": "jsonl", "path": "fr.jsonl"}}
@@ -271,6 +272,10 @@ def test_how_a_teacher_is_driven_is_not_in_the_manifest():
     plain, other = (parse_recipe(MINIMAL | {"teachers": {"main": OPENAI | more}}) for more in ({}, driven | paid))
 
     assert recipe_to_json(plain) == recipe_to_json(other)
+
+
+def test_the_grounded_share_of_a_recipe_is_the_gates_own_unless_it_is_given():
+    assert Dialogues(mode="grounded").min_grounded == MIN_GROUNDED_SHARE
 
 
 def test_a_teacher_has_one_address_or_several():

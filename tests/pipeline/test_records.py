@@ -1,3 +1,4 @@
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.knowledge.records import jsonl_rows, parquet_rows, plain_sections, read_jsonl, read_parquet, read_text
+from pipeline.knowledge.records import jsonl_rows, parquet_rows, plain_sections, read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import load_language
 
 ENGLISH = load_language("en")
@@ -69,6 +70,41 @@ def test_parquet_rows_come_from_a_file_or_a_folder_in_the_order_of_its_names(tmp
 
     assert [document.title for document in documents(read_parquet, tmp_path)] == ["A", "B", "C"]
     assert [document.title for document in documents(read_parquet, tmp_path / "b.parquet")] == ["C"]
+
+
+def test_rows_of_a_folder_that_datasets_saved_are_documents(tmp_path):
+    rows = {"id": ["1", "2"], "title": ["Pipes", "Reel"], "text": ["Old.", "Danced."], "more": [[1], [2]]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "wiki")
+
+    pipes, reel = documents(read_dataset, tmp_path / "wiki")
+
+    assert (pipes.id, pipes.title, pipes.text, reel.id) == ("wiki-1", "Pipes", "Old.", "wiki-2")
+
+
+def test_a_dataset_of_several_splits_is_refused_with_the_folder_of_each(tmp_path):
+    one = datasets.Dataset.from_dict({"title": ["Pipes"], "text": ["Old."]})
+    datasets.DatasetDict(train=one, test=one).save_to_disk(tmp_path / "wiki")
+
+    with pytest.raises(InputError, match=r"holds several splits; name the folder of one: .*/wiki/train, .*/wiki/test"):
+        documents(read_dataset, tmp_path / "wiki")
+    assert len(documents(read_dataset, tmp_path / "wiki" / "train")) == 1
+
+
+def test_a_dataset_without_a_text_is_refused_with_what_it_has(tmp_path):
+    datasets.Dataset.from_dict({"title": ["Pipes"], "body": ["Old."]}).save_to_disk(tmp_path / "wiki")
+
+    with pytest.raises(InputError, match="lacks the column 'text'; it has title, body"):
+        documents(read_dataset, tmp_path / "wiki")
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_folder_that_datasets_did_not_save_is_refused(tmp_path, content):
+    (tmp_path / "wiki").mkdir()
+    if content:
+        (tmp_path / "wiki" / "state.json").write_text(content)
+
+    with pytest.raises(InputError, match=r"wiki: is not a folder that datasets\.save_to_disk wrote"):
+        documents(read_dataset, tmp_path / "wiki")
 
 
 def test_documents_of_several_parquet_files_have_different_ids(tmp_path):
