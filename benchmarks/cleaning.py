@@ -203,12 +203,13 @@ def datatrove(file: Path) -> dict[int, list[int]]:
             tasks = 14 if number == 1 else 1  # a task for every band
             LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=f"{folder}/logs{number}").run()
         cluster: dict[Any, list[int]] = {}
-        for row in pq.read_table(f"{folder}/kept").to_pylist():
+        kept_rows, left_rows = (
+            [row for part in sorted(Path(folder).glob(f"{name}/*")) for row in pq.read_table(part).to_pylist()]
+            for name in ("kept", "left")
+        )
+        for row in kept_rows:
             cluster.setdefault(row["metadata"].get("minhash_cluster_id"), []).append(int(row["id"]))
-        return {
-            int(row["id"]): cluster.get(row["metadata"]["minhash_cluster_id"], [])
-            for row in pq.read_table(f"{folder}/left").to_pylist()
-        }
+        return {int(row["id"]): cluster.get(row["metadata"]["minhash_cluster_id"], []) for row in left_rows}
 
 
 CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
