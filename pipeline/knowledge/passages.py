@@ -51,7 +51,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     }
     return Stage(
         name=f"passages-{code}",
-        version=2,
+        version=3,
         run=functools.partial(_run, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages),
         config=config,
         files=(path,),

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.knowledge import wikitext
 from pipeline.knowledge.dump import _NAMESPACES
 from pipeline.knowledge.wikitext import WikitextCleaner
 from pipeline.languages import load_language
@@ -223,3 +224,30 @@ def test_any_wikitext_gives_sections_of_prose_without_markup(text, language):
         outside = re.sub(r"\$.*?\$", "", section.text, flags=re.DOTALL)
         assert not re.search(r"''|\{\{|\}\}|\[\[|\]\]|\{\||<ref|[\ue000-\ue009]|\n\n\n", outside), outside
         (section.heading + section.text).encode()
+
+
+TRICKY = [
+    "Old.<ref>Book, p. 3</ref> New.",
+    'Old.<ref name="a" /> New.<ref name=a>{{cite|x=1|y=[[A|B]]}}</ref>',
+    "<ref>a</ref>* no item\n<ref>a</ref>\n* item<ref>b</ref>\n* item",
+    "''Old<ref>a</ref>''' s''",
+    "Shown: <nowiki><ref>a</ref></nowiki> and <pre><ref>b</ref></pre> and <!-- <ref> --> hidden.<ref>c</ref>",
+    "Never closed <ref>a and [[b]]. More.\n\n== Next ==\nText.",
+    "Never closed <ref name=x> here. <ref>a</ref> There.",
+    "Nested <ref>a <ref>b</ref> c</ref> end.",
+    "In {{lang|fr|mot<ref>a {{b}}</ref>}} and [[Link|text<ref>c</ref>]].",
+    "A < b and a <refrain>sung</refrain>. <references><ref name=a>x</ref></references>",
+    "{| class=x\n| cell<ref>a</ref>\n|}\nAfter.",
+    "<REF>a</REF>Old.<ref name=b>c</ref>",
+    "<nowiki/>Old<ref>a<nowiki>]]</nowiki></ref>.",
+    "Comment<!-- {{ [[ --> in words, <!-- never closed",
+    "=== Head<ref>a</ref> ===\nText<ref>b\n\n== not a head ==\n</ref> goes on.",
+]
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_references_taken_out_before_the_parser_change_nothing(text, monkeypatch):
+    fast = clean(text)
+    monkeypatch.setattr(wikitext, "_UNSEEN", re.compile("(?P<shown>(?!))"))
+
+    assert fast == clean(text)
