@@ -98,7 +98,8 @@ class TeacherClient:
         self._prices, self._budget = prices, budget
         self._spent = self._cost(*ledger.tokens()) if budget is not None else 0.0
         self._session: aiohttp.ClientSession | None = None
-        self._answered = False
+        self._silent = set(self.base_urls)  # of which no request was answered
+        self._failing: set[str] = set()  # of those, the ones that a request was lost at
 
     def __repr__(self) -> str:
         return f"TeacherClient(name={self.name!r}, base_urls={self.base_urls!r}, model={self.model!r})"
@@ -172,7 +173,7 @@ class TeacherClient:
                 outcome = fault.outcome
                 met[fault.tries] += 1
                 tried = met.total()
-                if met[fault.tries] >= fault.tries or (not self._answered and tried >= FIRST_CONTACT_TRIES):
+                if met[fault.tries] >= fault.tries or (self._nobody_answers() and tried >= FIRST_CONTACT_TRIES):
                     raise self._give_up(fault, tried) from None
                 wait_s = max(self._backoff_s(tried), fault.wait_s)
             except TeacherError:
@@ -187,15 +188,18 @@ class TeacherClient:
         assert self._session is not None, "TeacherClient is used inside `async with`"
         try:
             async with self._session.post(f"{base_url}/chat/completions", data=body, allow_redirects=False) as response:
-                self._answered = True
+                self._silent.discard(base_url)
                 content = await _read(response)
         except TimeoutError:
+            self._failing.add(base_url)
             raise PassingError(f"no answer within {self._timeout_s:g} s", tries=TRANSPORT_TRIES, outcome="refused") from None
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
-            if not self._answered:
+            self._failing.add(base_url)
+            if self._nobody_answers():
                 raise self._unreachable(str(error)) from None
             raise PassingError(self._safe(str(error)), tries=TRANSPORT_TRIES, outcome="lost") from None
         except (aiohttp.ClientError, OSError) as error:
+            self._failing.add(base_url)
             message = f"connection lost: {error}" if str(error) else "connection lost"
             raise PassingError(self._safe(message), tries=TRANSPORT_TRIES, outcome="lost") from None
         if response.status == 200:
@@ -216,7 +220,7 @@ class TeacherClient:
         return self._error(f"status {status}: {error_message(content, redact=self._safe)}{hint}", status)
 
     def _give_up(self, fault: PassingError, tried: int) -> Exception:
-        if not self._answered:
+        if self._nobody_answers():
             return self._unreachable(str(fault))
         return self._error(f"{fault} ({tried} tries)", fault.status)
 
@@ -224,9 +228,13 @@ class TeacherClient:
         self.usage.failed += 1
         return TeacherError(f"teacher {self.name!r}: {self._safe(message)}", status=status)
 
+    def _nobody_answers(self) -> bool:
+        """No address ever did, and a request was lost at each."""
+        return self._silent == self._failing == set(self.base_urls)
+
     def _unreachable(self, message: str) -> InputError:
-        why = self._safe(message)
-        return InputError(f"teacher {self.name!r} at {self.base_urls[0]} does not answer: {why}; is the server running?")
+        where, why = ", ".join(self.base_urls), self._safe(message)
+        return InputError(f"teacher {self.name!r} at {where} does not answer: {why}; is the server running?")
 
     def _safe(self, message: str) -> str:
         return message.replace(self._api_key, "***") if self._api_key else message

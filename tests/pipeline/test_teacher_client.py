@@ -33,7 +33,7 @@ def ask(server: Any, tmp_path: Path, *questions: tuple[Message, ...], **options:
     async def run() -> tuple[Any, TeacherClient]:
         ledger = Ledger(tmp_path / "ledger.sqlite")
         settings = {"parameters": {"temperature": 0.0}, "first_wait_s": 0.01, "max_tokens": 50, **options}
-        client = TeacherClient(name="main", base_urls=[server.url], model="m", ledger=ledger, **settings)
+        client = TeacherClient(**{"name": "main", "base_urls": [server.url], "model": "m", "ledger": ledger, **settings})
         try:
             async with client:
                 return [await client.ask(question) for question in questions], client
@@ -242,6 +242,18 @@ def test_an_address_that_goes_away_leaves_its_work_to_the_others(teacher_server:
     client = asyncio.run(run())
     assert (client.usage.failed, client.usage.requests - client.usage.retries) == (0, 60)
     assert client.usage.retries <= 12 and time.monotonic() - began < 5
+
+
+def test_of_several_addresses_one_that_was_never_there_is_no_reason_to_stop(teacher_server: Any, tmp_path: Path) -> None:
+    teacher_server.delay_s = 0.3
+    nobody = "http://127.0.0.1:9/v1"
+    (answer,), client = ask(teacher_server, tmp_path, QUESTION, base_urls=[nobody, teacher_server.url])
+    assert answer.text == "A good answer." and client.usage.failed == 0
+
+    teacher_server.stop()
+    error, _ = ask(teacher_server, tmp_path, (Message("user", "Another?"),), base_urls=[nobody, teacher_server.url])
+    assert isinstance(error, InputError)
+    assert str(error).startswith(f"teacher 'main' at {nobody}, {teacher_server.url} does not answer: Cannot connect")
 
 
 def test_a_server_that_refuses_too_much_at_once_is_asked_for_less_and_answers_everything(
