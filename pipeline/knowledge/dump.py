@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import io
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -57,7 +58,9 @@ def _pages(path: Path, file: IO[bytes]) -> Iterator[tuple[mwxml.SiteInfo, mwxml.
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         compressed = file.read(3) == b"BZh"
-    return bz2.open(path, "rb") if compressed else path.open("rb")
+    if not compressed:
+        return path.open("rb")
+    return io.BufferedReader(bz2.open(path, "rb"), 1 << 20)  # small reads cost a tenth of the speed
 
 
 # Names that MediaWiki understands on any wiki or in one of the five languages, and that a dump does not list.
