@@ -40,6 +40,7 @@ from typing import Any
 
 import across_languages
 import cleaning_scale
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from across_languages import identification, parallel_groups, translated_items
@@ -47,6 +48,7 @@ from cleaning_scale import every_stage, memory_by_rows
 
 from pipeline.clean.dedup import dedup
 from pipeline.clean.duplicates import normalise
+from pipeline.clean.near_duplicates import Bands, all_band_keys
 
 THRESHOLD, MARGIN = 0.8, 0.02
 PIECE = 320
@@ -119,6 +121,24 @@ def glotloom(file: Path) -> dict[int, list[int]]:
     dedup(file, "text", out, threshold=THRESHOLD)
     dropped = pq.read_table(file.with_name("out.dropped.parquet")).to_pylist()
     return {int(row["id"]): [int(row["partner_id"])] for row in dropped}
+
+
+def candidates(file: Path) -> dict[int, list[int]]:
+    """What the peers do: rows that share a band with an earlier one, nothing verified and nothing written."""
+
+    def texts() -> Iterator[pa.Array]:
+        with pq.ParquetFile(file) as parquet:
+            yield from (batch.column(0) for batch in parquet.iter_batches(4_096, columns=["text"]))
+
+    found: dict[int, list[int]] = {}
+    for band in all_band_keys(texts, pq.read_metadata(file).num_rows, Bands.at(THRESHOLD)):
+        order = np.argsort(band, kind="stable")
+        same = band[order[1:]] == band[order[:-1]]
+        first = np.where(np.append(False, same), 0, np.arange(len(order)))
+        np.maximum.accumulate(first, out=first)  # of each row, where its key begins
+        for place in np.flatnonzero(same) + 1:
+            found.setdefault(int(order[place]), []).append(int(order[first[place]]))
+    return found
 
 
 def _one_by_one(file: Path, ask: Callable[[int, str], list[int]]) -> dict[int, list[int]]:
@@ -214,6 +234,7 @@ def datatrove(file: Path) -> dict[int, list[int]]:
 
 CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
     "glotloom": glotloom,
+    "its candidates alone": candidates,
     "gaoya": gaoya,
     "rensa": rensa,
     "datasketch": datasketch,
