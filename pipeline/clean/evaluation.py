@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.knowledge.records import jsonl_rows, parquet_rows
@@ -63,7 +65,7 @@ def read_sets(paths: Sequence[Path]) -> list[Item]:
 
 
 def evaluation_items(path: Path, name: str = "") -> Iterator[Item]:
-    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl` and `.parquet`."""
+    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl`, `.json`, `.parquet`."""
     number = 0
     for number, text in enumerate(_questions(path), 1):
         yield Item(f"{name or path.name}:{number}", text)
@@ -78,12 +80,31 @@ def _questions(path: Path) -> Iterator[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
         return
-    rows = parquet_rows(path, ()) if path.suffix == ".parquet" or path.is_dir() else (row for _, row in jsonl_rows(path))
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(_rows(path), 1):
         text = next((row[key] for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
         if text is None:
             raise InputError(f"{path}: row {number}: has none of the keys {', '.join(_TEXT_KEYS)}")
         yield text
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".parquet" or path.is_dir():
+        return parquet_rows(path, ())
+    return _array(path) if path.suffix == ".json" else (row for _, row in jsonl_rows(path))
+
+
+def _array(path: Path) -> Iterator[dict[str, Any]]:
+    """Of a `.json` file the objects of its one array; one with an object a line is read as such."""
+    try:
+        rows = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except ValueError:
+        return (row for _, row in jsonl_rows(path))
+    rows = [rows] if isinstance(rows, dict) else rows
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: expected an array of objects, or an object a line")
+    return iter(rows)
 
 
 class Overlap:

@@ -36,12 +36,15 @@ def tsv(tmp_path):
 # Reading
 
 
-def test_items_come_from_tsv_jsonl_and_parquet_named_by_file_and_number(tmp_path):
+def test_items_come_from_tsv_jsonl_json_and_parquet_named_by_file_and_number(tmp_path):
     (tmp_path / "a.tsv").write_text("One?\t1\n\nTwo?\t2\n", "utf-8")
     (tmp_path / "b.jsonl").write_text('{"prompt": "One?"}\n{"question": "Two?", "answer": "2"}\n')
     pq.write_table(pa.table({"problem": ["One?", "Two?"]}), tmp_path / "c.parquet")
 
-    for name in ("a.tsv", "b.jsonl", "c.parquet"):
+    (tmp_path / "d.json").write_text('[{"prompt": "One?"},\n {"question": "Two?"}]\n')
+    (tmp_path / "e.json").write_bytes((tmp_path / "b.jsonl").read_bytes())
+
+    for name in ("a.tsv", "b.jsonl", "c.parquet", "d.json", "e.json"):
         assert list(evaluation_items(tmp_path / name)) == [Item(f"{name}:1", "One?"), Item(f"{name}:2", "Two?")]
 
 
@@ -70,6 +73,11 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_not_of_the_items(tsv
         ("a.jsonl", b'{"task": "x"}', r"a\.jsonl: row 1: has none of the keys question, prompt"),
         ("a.jsonl", b'{"question": null}', r"a\.jsonl: row 1: has none of the keys question, prompt"),
         ("a.jsonl", b"[]", r"a\.jsonl: line 1: is not a JSON object"),
+        ("a.json", b'{"data": []}', r"a\.json: row 1: has none of the keys"),
+        ("a.json", b'["x"]', r"a\.json: expected an array of objects"),
+        ("a.json", b'[{"question": "x"}', r"a\.json: line 1: is not JSON"),
+        ("a.json", b"[]", r"a\.json: holds no item"),
+        ("a.json", b'[{"task": "x"}]', r"a\.json: row 1: has none of the keys"),
         ("a.tsv", b"caf\xe9", r"a\.tsv: cannot be read: 'utf-8'"),
         ("a.parquet", b"no", r"a\.parquet: is not Parquet"),
         ("a.parquet", b"", r"a\.parquet: "),
