@@ -63,10 +63,10 @@ def _open(path: Path) -> IO[bytes]:
     return io.BufferedReader(bz2.open(path, "rb"), 1 << 20)  # small reads cost a tenth of the speed
 
 
-# Names that MediaWiki understands on any wiki or in one of the five languages, and that a dump does not list.
+# Names that MediaWiki understands on any wiki or in one of the languages, and that a dump does not list.
 _NAMESPACES = {
-    **dict.fromkeys("file image imagen изображение файл fichier archivo 文件 檔案 档案 图像 圖像 图片 圖片".split(), 6),
-    **dict.fromkeys("category категория catégorie categoría 分类 分類".split(), 14),
+    **dict.fromkeys("file image datei bild imagen изображение файл fichier archivo 文件 檔案 档案 图像 圖像 图片 圖片".split(), 6),
+    **dict.fromkeys("category kategorie категория catégorie categoría 分类 分類".split(), 14),
     **dict.fromkeys("media медиа média medio 媒体 媒體".split(), -2),
     "special": -1,
     "wikipedia": 4,
