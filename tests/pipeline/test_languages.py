@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.languages import known_languages, load_language
 
-CODES = ("de", "en", "es", "fr", "ru", "zh")
+CODES = ("de", "en", "es", "fr", "pt", "ru", "zh")
 
 
 def test_these_languages_ship():
@@ -14,7 +14,7 @@ def test_these_languages_ship():
 
 
 def test_an_unknown_language_is_refused_with_the_ones_there_are():
-    with pytest.raises(InputError, match="'xx' is not known; there are de, en, es, fr, ru, zh"):
+    with pytest.raises(InputError, match="'xx' is not known; there are de, en, es, fr, pt, ru, zh"):
         load_language("xx")
 
 
@@ -73,6 +73,7 @@ def test_nothing_in_a_language_file_is_empty(code):
         ("en", "I'm sorry, but I can't help with that.", "The bridge was built in 1932."),
         ("fr", "Je suis désolé, mais je ne peux pas répondre à cette question.", "Le pont fut construit en 1932."),
         ("de", "Es tut mir leid, aber diese Frage kann ich nicht beantworten.", "Die Brücke wurde 1932 gebaut."),
+        ("pt", "Sinto muito, mas não posso responder a essa pergunta.", "A ponte foi construída em 1932."),
         ("es", "Lo siento, pero no puedo responder a esa pregunta.", "El puente se construyó en 1932."),
         ("ru", "Извините, но я не могу ответить на этот вопрос.", "Мост построили в 1932 году."),
         ("zh", "抱歉，我无法回答这个问题。", "这座桥建于1932年。"),
