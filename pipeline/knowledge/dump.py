@@ -65,10 +65,8 @@ def _open(path: Path) -> IO[bytes]:
 
 # Names that MediaWiki understands on any wiki or in one of the languages, and that a dump does not list.
 _NAMESPACES = {
-    **dict.fromkeys(
-        "file image datei bild ficheiro arquivo imagem imagen изображение файл fichier archivo 文件 檔案 档案 图像 圖像 图片 圖片".split(),
-        6,
-    ),
+    **dict.fromkeys("file image datei bild ficheiro arquivo imagem imagen archivo fichier изображение файл".split(), 6),
+    **dict.fromkeys("文件 檔案 档案 图像 圖像 图片 圖片".split(), 6),
     **dict.fromkeys("category kategorie categoria категория catégorie categoría 分类 分類".split(), 14),
     **dict.fromkeys("media медиа média medio 媒体 媒體".split(), -2),
     "special": -1,
