@@ -131,7 +131,10 @@ import sys, time
 from pipeline.processes import Workers
 if __name__ == "__main__":
     with Workers(eval, 2) as workers:
-        print(*set(workers.map(["__import__('time').sleep(0.2) or __import__('os').getpid()"] * 6)), flush=True)
+        pids = set()
+        while len(pids) < 2:  # on a busy machine one may have done all before the other has started
+            pids |= set(workers.map(["__import__('time').sleep(0.2) or __import__('os').getpid()"] * 6))
+        print(*pids, flush=True)
         list(workers.map(["__import__('time').sleep(1)"] * 100))
 """
 
