@@ -67,7 +67,11 @@ def refused(tmp_path: Path, small_recipe: str, glotloom: Glotloom) -> Refused:
     [
         ("min_tokens = 100", "min_tokns = 100", "small.toml: knowledge.fr.min_tokns: unknown key; did you mean 'min_tokens'?"),
         ('name = "small"', 'name = "small"\nlangauges = ["fr"]', "small.toml: langauges: unknown key; did you mean 'languages'?"),
-        ('["fr", "en"]', '["fr", "en", "xx"]', "small.toml: languages: 'xx' is not known; there are de, en, es, fr, pt, ru, zh"),
+        (
+            '["fr", "en"]',
+            '["fr", "en", "xx"]',
+            "small.toml: languages: 'xx' is not known; there are ar, de, en, es, fr, hi, ja, pt, ru, sw, uk, zh",
+        ),
         ("min_tokens = 100", "min_tokens = -5", "small.toml: knowledge.fr.min_tokens = -5: should be greater than or equal to 1"),
         ("min_tokens = 100", 'min_tokens = "many"', "small.toml: knowledge.fr.min_tokens = 'many': should be a valid integer"),
         ("min_tokens = 100", "min_tokens = 90000", "small.toml: knowledge.fr.min_tokens = 90000: is more than max_tokens = 10000"),

@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.languages import known_languages, load_language
 
-CODES = ("de", "en", "es", "fr", "pt", "ru", "zh")
+CODES = ("ar", "de", "en", "es", "fr", "hi", "ja", "pt", "ru", "sw", "uk", "zh")
 
 
 def test_these_languages_ship():
@@ -14,7 +14,7 @@ def test_these_languages_ship():
 
 
 def test_an_unknown_language_is_refused_with_the_ones_there_are():
-    with pytest.raises(InputError, match="'xx' is not known; there are de, en, es, fr, pt, ru, zh"):
+    with pytest.raises(InputError, match="'xx' is not known; there are ar, de, en, es, fr, hi, ja, pt, ru, sw, uk, zh"):
         load_language("xx")
 
 
@@ -76,6 +76,11 @@ def test_nothing_in_a_language_file_is_empty(code):
         ("pt", "Sinto muito, mas não posso responder a essa pergunta.", "A ponte foi construída em 1932."),
         ("es", "Lo siento, pero no puedo responder a esa pregunta.", "El puente se construyó en 1932."),
         ("ru", "Извините, но я не могу ответить на этот вопрос.", "Мост построили в 1932 году."),
+        ("ar", "آسف، لا أستطيع الإجابة عن هذا السؤال.", "بُني الجسر عام 1932."),
+        ("hi", "क्षमा करें, मैं इस प्रश्न का उत्तर नहीं दे सकता।", "यह पुल 1932 में बनाया गया था।"),
+        ("ja", "申し訳ありませんが、その質問にはお答えできません。", "橋は1932年に建設されました。"),
+        ("sw", "Samahani, siwezi kujibu swali hilo.", "Daraja lilijengwa mwaka 1932."),
+        ("uk", "Вибачте, але я не можу відповісти на це запитання.", "Міст збудували 1932 року."),
         ("zh", "抱歉，我无法回答这个问题。", "这座桥建于1932年。"),
     ],
 )
