@@ -28,7 +28,7 @@ from pipeline.build import finish, plan, workspace
 from pipeline.dataset import DatasetFolder, open_dataset
 from pipeline.dataset.folder import SPLITS
 from pipeline.stage import Progress, Stage, finished, run_stage, stage_folder
-from pipeline.teacher import check_keys
+from pipeline.teacher import BudgetError, check_keys
 
 _ASKS_A_TEACHER = ("grounded-", "closed_book-")
 _RETRY_DELAYS_S: list[float] = [30, 300]
@@ -123,8 +123,8 @@ def _task_of(name: str) -> Task[[str, Sequence[str], str, str], StageCounts]:
 
 
 def _may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry can help: never where the input is wrong."""
-    return not isinstance(state.data, InputError)
+    """Whether a retry can help: never where the input is wrong or the money is spent."""
+    return not isinstance(state.data, InputError | BudgetError)
 
 
 def _ask_again_or_go_on(warn: Callable[[str], None]) -> None:

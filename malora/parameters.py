@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import get_peft_model
@@ -121,4 +121,4 @@ def _on_meta(config: MaloraConfig, base: nn.Module | None) -> nn.Module:
     else:
         shapes = {id(own): nn.Parameter(own.detach().to("meta"), own.requires_grad) for own in base.parameters()}
         base = copy.deepcopy(base, shapes).to("meta")  # no weight is copied
-    return get_peft_model(base, config)
+    return get_peft_model(base, replace(config))  # PEFT writes into it

@@ -43,6 +43,8 @@ class Refused:
     reason: str
     detail: str = ""
     request_keys: tuple[str, ...] = ()
+    fault: int | None = None
+    """The status of the teacher's error; its words may differ from one to the next."""
 
 
 async def grounded_dialogues(
@@ -66,12 +68,13 @@ async def grounded_dialogues(
     under_way: set[asyncio.Task[Dialogue | Refused]] = set()
     # Some more than slots: between its answer and its next question, and while it waits to try again, a dialogue needs none.
     at_once = client.max_concurrency + max(1, client.max_concurrency // 4)
-    made = 0
+    made = ready = 0
     failures = _Failures()
 
     def start_more() -> None:
-        # Twice what is still wanted at most: what overshoots is paid for and thrown away.
-        while len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
+        # Twice what is still wanted at most: what overshoots is paid for and thrown away. Behind enough dialogues that only
+        # wait for an earlier one, nothing can be wanted.
+        while made + ready < count and len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
             if (passage := next(waiting, None)) is None:
                 return
             work = grounded_dialogue(
@@ -89,7 +92,9 @@ async def grounded_dialogues(
             in_order.append((passage, task))
 
     def end(task: asyncio.Task[Dialogue | Refused]) -> None:
+        nonlocal ready
         under_way.discard(task)
+        ready += _is_dialogue(task)
         if not ending:
             start_more()
 
@@ -100,6 +105,7 @@ async def grounded_dialogues(
             passage, task = in_order.popleft()
             outcome = await task
             made += isinstance(outcome, Dialogue)
+            ready -= isinstance(outcome, Dialogue)
             start_more()
             failures.count(outcome, is_last=not in_order)
             yield passage, outcome
@@ -116,21 +122,26 @@ async def grounded_dialogues(
         await asyncio.gather(*(task for _, task in in_order), return_exceptions=True)
 
 
+def _is_dialogue(task: asyncio.Task[Dialogue | Refused]) -> bool:
+    return not task.cancelled() and task.exception() is None and isinstance(task.result(), Dialogue)
+
+
 class _Failures:
-    """Counts passages that fail in a row with one error, and calls the run off when there is no hope."""
+    """Counts passages that fail in a row with one kind of error, and calls the run off when there is no hope."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
-        self._error = ""
+        self._fault: int | None = None
         self._outcomes = 0
 
     def count(self, outcome: Dialogue | Refused, *, is_last: bool) -> None:
-        error = outcome.detail if isinstance(outcome, Refused) and outcome.reason == "teacher_failed" else ""
-        self._in_a_row = self._in_a_row + 1 if error and error == self._error else int(bool(error))
-        self._error = error
+        refused = outcome if isinstance(outcome, Refused) and outcome.reason == "teacher_failed" else None
+        fault = refused.fault if refused else None
+        self._in_a_row = self._in_a_row + 1 if refused and fault == self._fault else int(refused is not None)
+        self._fault = fault
         self._outcomes += 1
-        if self._in_a_row >= HOPELESS_FAILURES or (is_last and self._in_a_row == self._outcomes):
-            raise WorkError(f"{self._in_a_row} passages in a row failed alike, nothing more is asked: {error}")
+        if refused and (self._in_a_row >= HOPELESS_FAILURES or (is_last and self._in_a_row == self._outcomes)):
+            raise WorkError(f"{self._in_a_row} passages in a row failed alike, nothing more is asked: {refused.detail}")
 
 
 async def grounded_dialogue(
@@ -158,7 +169,7 @@ async def grounded_dialogue(
             if reason:
                 break
     except TeacherError as error:
-        return Refused(reason="teacher_failed", detail=str(error), request_keys=tuple(writer.request_keys))
+        return Refused(reason="teacher_failed", detail=str(error), request_keys=tuple(writer.request_keys), fault=error.status)
     return Dialogue(
         messages=tuple(writer.turns),
         request_keys=tuple(writer.request_keys),

@@ -6,6 +6,7 @@ import functools
 import heapq
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     }
     return Stage(
         name=f"passages-{code}",
-        version=3,
+        version=4,
         run=functools.partial(_run, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages),
         config=config,
         files=(path,),
@@ -147,17 +148,22 @@ def _reject(
     if not text:
         return "page_without_prose", ""
     return (
-        _keyword_fault(f"{document.title}\n{text}".casefold(), knowledge)
+        _keyword_fault(f"{document.title}\n{text}", knowledge, simplified=language.code == "zh" and knowledge.simplified)
         or _length_fault(estimate_tokens(text), knowledge)
         or _language_fault(text, language.code, languages)
         or (None, "")
     )
 
 
-def _keyword_fault(text: str, knowledge: Knowledge) -> tuple[str, str] | None:
-    if knowledge.keywords and not any(word.casefold() in text for word in knowledge.keywords):
+def _keyword_fault(text: str, knowledge: Knowledge, *, simplified: bool) -> tuple[str, str] | None:
+    def written(word: str) -> str:
+        """As the text is, whatever the recipe's characters."""
+        return unicodedata.normalize("NFC", _simplify()(word) if simplified else word).casefold()
+
+    text = unicodedata.normalize("NFC", text).casefold()
+    if knowledge.keywords and not any(written(word) in text for word in knowledge.keywords):
         return "document_without_keyword", ""
-    unwanted = next((word for word in knowledge.without_keywords if word.casefold() in text), None)
+    unwanted = next((word for word in knowledge.without_keywords if written(word) in text), None)
     return ("document_with_excluded_keyword", unwanted) if unwanted else None
 
 

@@ -49,12 +49,17 @@ _NAMED = frozenset("texte text текст alt lc since bare e u ul adj".split())
 # alone, and a reference within which another begins is left to the parser.
 _UNSEEN = re.compile(
     r"(?P<shown><(?P<tag>nowiki|pre|source|syntaxhighlight)\b[^<>]*(?<!/)>.*?</(?P=tag)\s*>)"
-    r"|<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref\s*>",
+    r"|(?P<comment>(?<=\n)[ \t]*<!--.*?-->[ \t]*\n|<!--.*?-->)|<ref\b[^<>]*/>|<ref\b[^<>]*>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref\s*>",
     re.DOTALL | re.IGNORECASE,
 )
-_NOTHING = "<ref/>"  # not a comment, which would end one that was never closed
+_NOTHING = "<ref/>"  # of a reference: not a comment, which would end one that was never closed
 
 _VARIANT = re.compile(r"-\{(.*?)\}-", re.DOTALL)
+
+
+def _without_unseen(match: re.Match[str]) -> str:
+    """A comment leaves nothing, for it may stand within a link's target; one alone on its line takes the line along (MediaWiki)."""
+    return match["shown"] or ("" if match["comment"] else _NOTHING)
 
 
 class WikitextCleaner:
@@ -75,7 +80,7 @@ class WikitextCleaner:
 
         A sub-section (level 3 and deeper) goes on under its own heading, and an apparatus section takes its sub-sections along.
         """
-        seen = _UNSEEN.sub(lambda match: match["shown"] or _NOTHING, unmarked(text))
+        seen = _UNSEEN.sub(_without_unseen, unmarked(text))
         code = mwparserfromhell.parse(_resolve_variants(seen), skip_style_tags=True)
         result: list[Section] = []
         heading, level, skip_below = "", 0, 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,7 @@ class Usage:
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Estimated, as `prompt_tokens`, where the endpoint reports none."""
     cost: float = 0.0
     """Of the answers that this run asked for, at the recipe's prices."""
 
@@ -142,13 +144,11 @@ class TeacherClient:
         if (kept := self._ledger.find(key, max_tokens)) is not None:
             self.usage.cached += 1
             return kept
-        if self._budget is not None and self._spent >= self._budget:
-            raise BudgetError(
-                f"teacher {self.name!r}: the budget of {self._budget:g} is spent; the answers are kept: raise teachers.{self.name}."
-                "budget and run again, and it goes on from here"
-            )
         tokens = sum(estimate_tokens(m.content) for m in messages) + max_tokens if self._counts_tokens else 0
         answer = await self._ask_stubbornly(key, request_body(self.model, messages, sampling, max_tokens), tokens)
+        if not answer.prompt_tokens + answer.completion_tokens:
+            prompt = sum(estimate_tokens(m.content) for m in messages)
+            answer = replace(answer, prompt_tokens=prompt, completion_tokens=estimate_tokens(answer.text))
         self.usage.prompt_tokens += answer.prompt_tokens
         self.usage.completion_tokens += answer.completion_tokens
         self.usage.cost += (cost := self._cost(answer.prompt_tokens, answer.completion_tokens))
@@ -161,13 +161,18 @@ class TeacherClient:
     async def _ask_stubbornly(self, key: str, body: bytes, tokens: int) -> Answer:
         met: Counter[int] = Counter()  # faults, by how many of their kind are too many
         while True:
+            self._check_budget()
             slot = await self._pace.take(tokens)
             outcome: Outcome | None = None
             left = 0
             try:
+                self._check_budget()  # what was bought while this one waited
                 self.usage.requests += 1
                 answer = await self._attempt(slot.address.url, key, body)
-                outcome, left = "answered", max(0, tokens - answer.prompt_tokens - answer.completion_tokens)
+                outcome, left = (
+                    "answered",
+                    max(0, tokens - used) if (used := answer.prompt_tokens + answer.completion_tokens) else 0,
+                )
                 return answer
             except PassingError as fault:
                 outcome = fault.outcome
@@ -184,6 +189,13 @@ class TeacherClient:
             self.usage.retries += 1
             await asyncio.sleep(wait_s)
 
+    def _check_budget(self) -> None:
+        if self._budget is not None and self._spent >= self._budget:
+            raise BudgetError(
+                f"teacher {self.name!r}: the budget of {self._budget:g} is spent; the answers are kept: raise teachers.{self.name}."
+                "budget and run again, and it goes on from here"
+            )
+
     async def _attempt(self, base_url: str, key: str, body: bytes) -> Answer:
         assert self._session is not None, "TeacherClient is used inside `async with`"
         try:
@@ -197,11 +209,11 @@ class TeacherClient:
             self._failing.add(base_url)
             if self._nobody_answers():
                 raise self._unreachable(str(error)) from None
-            raise PassingError(self._safe(str(error)), tries=TRANSPORT_TRIES, outcome="lost") from None
+            raise PassingError(f"no connection: {_cause(error)}", tries=TRANSPORT_TRIES, outcome="broken") from None
         except (aiohttp.ClientError, OSError) as error:
             self._failing.add(base_url)
             message = f"connection lost: {error}" if str(error) else "connection lost"
-            raise PassingError(self._safe(message), tries=TRANSPORT_TRIES, outcome="lost") from None
+            raise PassingError(self._safe(message), tries=TRANSPORT_TRIES, outcome="broken") from None
         if response.status == 200:
             return read_answer(content, key, redact=self._safe)
         raise self._refusal(response, content)
@@ -214,8 +226,11 @@ class TeacherClient:
         if status in (408, 409, 425, 429) or status >= 500:
             wait_s = _retry_after_s(response.headers.get("Retry-After"))
             message = f"status {status}: {error_message(content, redact=self._safe)}"
-            outcome: Outcome = "refused" if status in (429, 503) else "answered"
+            outcome: Outcome = "refused" if status in (429, 503) else "broken" if status >= 500 else "answered"
             return PassingError(message, status=status, tries=TRANSPORT_TRIES, wait_s=wait_s, outcome=outcome)
+        if status in (401, 403, 404) and len(self.base_urls) > 1:  # it may be this address that is wrong
+            message = f"status {status}: {error_message(content, redact=self._safe)}"
+            return PassingError(message, status=status, tries=TRANSPORT_TRIES, outcome="broken")
         hint = " (a base_url usually ends in /v1)" if status == 404 else ""
         return self._error(f"status {status}: {error_message(content, redact=self._safe)}{hint}", status)
 
@@ -242,6 +257,14 @@ class TeacherClient:
     def _backoff_s(self, tried: int) -> float:
         """Exponential with jitter: requests that failed together do not come back together."""
         return min(LONGEST_WAIT_S, self._first_wait_s * 2.0 ** (tried - 1)) * random.uniform(0.5, 1.0)
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong without the address, which is no part of a row's reason."""
+    cause = getattr(error, "os_error", None)
+    if cause is None:
+        return "the address cannot be used"
+    return os.strerror(cause.errno) if (cause.errno or 0) > 0 else cause.strerror or type(cause).__name__
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues, unquoted
+from pipeline.dialogues.grounded import Dialogue, Refused, _Failures, grounded_dialogues, unquoted
 from pipeline.dialogues.prompts import fill
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
@@ -241,6 +242,30 @@ def test_when_everything_fails_alike_the_run_stops_early(
     with pytest.raises(WorkError, match=r"failed alike, nothing more is asked: teacher 'main': an empty answer"):
         run(teacher_server, tmp_path, [passage(i) for i in range(passages)])
     assert len({str(request["messages"]) for request in teacher_server.requests}) <= asked_at_most
+
+
+def test_failures_of_one_kind_count_as_alike_whatever_they_say() -> None:
+    failures = _Failures()
+    for number in range(9):
+        failures.count(Refused(reason="teacher_failed", detail=f"status 500: request {number}", fault=500), is_last=False)
+    with pytest.raises(WorkError, match="10 passages in a row failed alike, nothing more is asked: the last"):
+        failures.count(Refused(reason="teacher_failed", detail="the last", fault=500), is_last=False)
+    failures = _Failures()
+    for fault in (500, 0) * 20:
+        failures.count(Refused(reason="teacher_failed", detail="alternating", fault=fault), is_last=False)
+
+
+def test_behind_enough_dialogues_that_wait_for_a_slow_one_nothing_more_is_asked(teacher_server: Any, tmp_path: Path) -> None:
+    def slow_first(request: dict[str, Any]) -> str:
+        if "Alpha0 " in str(request["messages"]):
+            time.sleep(1)
+        return obedient(request)
+
+    teacher_server.answer = slow_first
+    outcomes = run(teacher_server, tmp_path, [passage(i) for i in range(200)], count=10)
+    assert sum(isinstance(outcome, Dialogue) for _, outcome in outcomes) == 10
+    asked = {re.findall(r"Alpha\d+", str(request))[0] for request in teacher_server.requests}
+    assert len(asked) <= 20
 
 
 def test_an_endpoint_that_is_not_there_is_wrong_input(teacher_server: Any, tmp_path: Path) -> None:

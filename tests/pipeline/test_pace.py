@@ -82,8 +82,62 @@ def test_several_addresses_are_loaded_alike():
 
 def test_one_that_is_lost_rests_while_the_others_work():
     pace = Pace(["a", "b"], 8)
-    said = drive(pace, {"a": lambda _: "lost", "b": lambda _: "answered"}, 500)
-    assert said["b", "answered"] == 500 and said["a", "lost"] <= 8
+    said = drive(pace, {"a": lambda _: "broken", "b": lambda _: "answered"}, 500)
+    assert said["b", "answered"] == 500 and said["a", "broken"] <= 8
+
+
+def test_a_thousand_failures_of_one_address_are_no_error():
+    now = 0.0
+    pace = Pace(["a", "b"], 8, clock=lambda: now)
+    for _ in range(2_000):
+        now += 31
+        pace.addresses[0].learn("broken", 0, now, may_rest=True)
+    assert pace.addresses[0].rest_s(now) == 30
+
+
+def test_failures_of_one_instant_are_one_and_an_answer_ends_the_rest():
+    pace = Pace(["a", "b"], 64)
+    address = pace.addresses[0]
+    for _ in range(30):
+        address.learn("broken", 0, 0.0, may_rest=True)
+    assert address.rest_s(0.0) == 0.5
+    assert address.room() == 1  # whether it is back is asked once
+    address.learn("answered", 0, 0.1, may_rest=True)
+    assert address.rest_s(0.1) == 0 and address.room() == 32
+
+
+def test_chance_failures_of_one_address_leave_it_at_work():
+    draw = random.Random(1)
+    pace = Pace(["a", "b"], 64)
+    said = drive(pace, {"a": lambda _: "broken" if draw.random() < 0.2 else "answered", "b": lambda _: "answered"}, 5_000)
+    assert said["a", "answered"] > 1_800
+
+
+def test_whoever_waits_gets_the_rested_address_while_the_other_is_busy():
+    async def run() -> str:
+        pace = Pace(["a", "b"], 2)
+        busy, lost = sorted([await pace.take(0), await pace.take(0)], key=lambda slot: slot.address.url, reverse=True)
+        for _ in range(4):
+            lost.address.learn("broken", 0, time.monotonic(), may_rest=True)
+        pace.give_back(lost, "broken")
+        slot = await asyncio.wait_for(pace.take(0), 3)
+        assert busy.address.url == "b"
+        return slot.address.url
+
+    assert asyncio.run(run()) == "a"
+
+
+def test_after_an_outage_half_of_the_old_pace_is_back_at_once():
+    pace = Pace(["a"], 64, refused_rest_s=0.001)
+    address = pace.addresses[0]
+    for _ in range(300):
+        address.learn("refused", address._cuts, 0.0, may_rest=False)
+    assert address.limit == 1
+    answers = 0
+    while address.limit < 32 and answers < 10_000:
+        address.learn("answered", address._cuts, 0.0, may_rest=False)
+        answers += 1
+    assert answers < 200  # a round that still saw refusals, then doublings
 
 
 def test_where_all_are_lost_the_first_to_have_rested_is_asked_again():
@@ -94,7 +148,9 @@ def test_where_all_are_lost_the_first_to_have_rested_is_asked_again():
         nonlocal now
         slots = [await pace.take(0) for _ in range(2)]
         for slot in slots:
-            pace.give_back(slot, "lost")
+            for _ in range(4):
+                slot.address.learn("broken", 0, now, may_rest=True)
+            pace.give_back(slot, "broken")
             now += 0.2
         waiting = asyncio.create_task(pace.take(0))
         await asyncio.sleep(0.05)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.knowledge import passages as module
 from pipeline.knowledge import records
-from pipeline.knowledge.passages import passage_stage, segments
-from pipeline.recipe import parse_recipe
+from pipeline.knowledge.passages import _keyword_fault, passage_stage, segments
+from pipeline.recipe import Knowledge, parse_recipe
 from pipeline.sample import Section, passage_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder
 from pipeline.tokens import estimate_tokens
@@ -158,6 +158,17 @@ def test_keywords_choose_documents_by_title_or_text_in_any_case(run):
         ["Dance"],
         {"Pipes": ("document_with_excluded_keyword", "pipes")},
     )
+
+
+def test_a_keyword_is_found_however_its_letters_are_composed(run):
+    _, dropped, _ = run({"Brest": PROSE * 2 + "Cafe\u0301s are many.", "Pipes": PROSE * 2}, without_keywords=["caf\u00e9"])
+    assert [row["source"]["title"] for row in dropped] == ["Brest"]
+
+
+def test_a_traditional_keyword_is_found_in_simplified_text():
+    knowledge = Knowledge(kind="jsonl", path="x", without_keywords=("臺灣",))
+    assert _keyword_fault("台湾的茶", knowledge, simplified=True) == ("document_with_excluded_keyword", "臺灣")
+    assert _keyword_fault("台湾的茶", knowledge, simplified=False) is None
 
 
 def test_documents_are_drawn_by_seed_whatever_their_order(run):

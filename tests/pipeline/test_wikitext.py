@@ -69,6 +69,17 @@ def test_files_and_categories_go_in_every_languages_names(language, link):
     assert prose(f"{link}\nabc def.\n{link}", language) == "abc def."
 
 
+@pytest.mark.parametrize("place", range(len("See [[Foo|bar]] here, as [[it]] is.") + 1))
+def test_a_comment_anywhere_changes_nothing(place):
+    page = "See [[Foo|bar]] here, as [[it]] is."
+    if page[max(0, place - 1) : place + 1] not in ("[[", "]]"):  # there it parts the brackets, for MediaWiki as well
+        assert prose(f"{page[:place]}<!-- c -->{page[place:]}") == "See bar here, as it is."
+
+
+def test_a_comment_alone_on_its_line_parts_no_paragraph():
+    assert prose("One line\n<!-- c -->\nand the next.") == "One line and the next."
+
+
 def test_a_link_to_a_category_in_a_sentence_is_its_words():
     assert prose("See [[:Category:Pipes|the pipes]] here.") == "See the pipes here."
 
