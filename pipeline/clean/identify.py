@@ -38,7 +38,7 @@ _MASKED = re.compile(
 _KANA = re.compile(r"[\u3040-\u30ff]")
 _HANGUL = re.compile(r"[\uac00-\ud7af]")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_PART = re.compile(r"[^\n]{40,}?[.!?](?=\s)|[^\n]{10,}?[。！？]|[^\n]+")
+_PART = re.compile(r"[^\n]{40,}?[.!?।॥؟](?=\s)|[^\n]{10,}?[。！？]|[^\n]+")
 # Cyrillic letters that one language alone has among those told apart here. Belarusian, and the languages of the last row, which
 # nothing here knows (Kazakh, Tatar, Mongolian and others), have letters of Ukrainian and Russian besides.
 _CYRILLIC = re.compile(r"[\u0400-\u052f]")

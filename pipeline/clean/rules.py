@@ -22,8 +22,8 @@ from pipeline.stage import Stage, StageRun, row_count, rows_of
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3
 _MIXED = 1 / 3
-_SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？\n]?")
-_ENDS = re.compile(r"[.!?…。！？:：)\]}）】」』”\"’'»`*$]\s*$")
+_SENTENCE = re.compile(r"[^.!?。！？।॥؟\n]+[.!?。！？।॥؟\n]?")
+_ENDS = re.compile(r"[.!?…。！？।॥؟:：)\]}）】」』“”\"’'»«`*$][\s\u200e\u200f]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
 
 Rule = Callable[[Sample], tuple[str, str] | None]
@@ -42,7 +42,7 @@ def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
     if files:
         places = [text.rpartition(":") for text in recipe.clean.rules]
         config["own"] = [(files.index(recipe.path(file)), name) for file, _, name in places]
-    return Stage(name="rules", version=3, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
+    return Stage(name="rules", version=4, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
 
 
 def _run(run: StageRun, *, rules: list[Rule]) -> None:

@@ -1,21 +1,46 @@
 """What a passage holds, and how much of a text it bears out, without a model.
 
-Words are compared lower-cased and by a shared beginning, so that inflection (ru, fr, es) is no difference; Chinese and
-Japanese, which write no spaces, are compared by pairs of characters. Names and numbers are compared strictly.
+Words are compared lower-cased and by a shared beginning, so that inflection (ru, fr, es) is no difference; Arabic ones without
+their article and what is written together with it; Chinese and Japanese, which write no spaces, by pairs of characters. Names
+and numbers are compared strictly.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
-_UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-_TOKEN = re.compile(rf"(?P<run>{_UNSPACED}+)|(?P<word>(?:(?!{_UNSPACED})[^\W\d_])+)")
+_UNSPACED = r"[\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+# To a regular expression the vowel signs of Hindi are no letters, and would cut its words in two.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x3000)) if unicodedata.category(c) in ("Mn", "Mc")) + "\u200c\u200d"
+_WORD = rf"(?!{_UNSPACED})[^\W\d_](?:(?!{_UNSPACED})[^\W\d_]|[{_MARKS}])*"
+_TOKEN = re.compile(rf"(?P<run>{_UNSPACED}+)|(?P<word>{_WORD})")
+UNIT = re.compile(rf"{_UNSPACED}|{_WORD}|\d+")
+"""A word, a number, or a character of a script without spaces."""
 _NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f ]\d{3}(?!\d))*(?:[.,]\d+)?")
 _GROUPED = re.compile(r"(?<=\d)[.,\u00a0\u202f ](?=\d{3}(?!\d))")
-_SENTENCE_END = re.compile(r"(?<=[。！？])(?![」』”’）])|(?<=[.!?…])[\"”’»)]*\s+|\n+")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-ZА-Я]\w)\.$")
+_SENTENCE_END = re.compile(r"(?<=[。！？])(?![」』”’）])|(?<=[.!?…।॥؟])[\"”’»)]*\s+|\n+")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-ZА-ЯІЇЄҐ]\w)\.$")
+_APOSTROPHE = re.compile(r"(?<=[\u0400-\u052f])['’](?=[\u0400-\u052f])|(?<=[nN]g)['’](?=[aeiou])")
+_ONE_WAY: dict[int, str | None] = {
+    **dict.fromkeys(map(ord, "\u0640\u0670\u200e\u200f\u061c")),  # Arabic's lengthener, a vowel, marks of direction
+    **dict.fromkeys(range(0x64B, 0x660)),  # Arabic's vowels, which most texts leave out
+    **{ord(c): to for c, to in zip("أإآٱى٫٬", "ااااي.,", strict=True)},
+    **{p: str(unicodedata.digit(chr(p))) for p in range(0x660, 0xAC00) if unicodedata.category(chr(p)) == "Nd"},
+}
+_ARTICLE = re.compile(r"^[وف]?(?:[بك]?ال|لل)(?=[\u0620-\u064a]{3})")
+
+
+def one_way(text: str) -> str:
+    """What a language writes in several ways, written in one: digits, Arabic vowels and alefs, apostrophes within words."""
+    return _APOSTROPHE.sub("ʼ", text.translate(_ONE_WAY) if not text.isascii() else text)
+
+
+@functools.cache
+def _all_one_way(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(one_way, words))
 
 
 def sentences(text: str) -> list[str]:
@@ -36,7 +61,11 @@ def sentences(text: str) -> list[str]:
 
 def content_words(text: str, function_words: Collection[str]) -> list[str]:
     """The text's rare words in order: what is left without function words and fragments; pairs of characters for zh, ja."""
-    return list(_content_words(unicodedata.normalize("NFKC", text), function_words))
+    return list(_content_words(_normal(text), _all_one_way(frozenset(function_words))))
+
+
+def _normal(text: str) -> str:
+    return one_way(unicodedata.normalize("NFKC", text))
 
 
 def _content_words(text: str, function_words: Collection[str]) -> Iterator[str]:
@@ -47,22 +76,21 @@ def _content_words(text: str, function_words: Collection[str]) -> Iterator[str]:
         else:
             word = token["word"].lower()
             if len(word) > 2 and word not in function_words:
-                yield word
+                yield _ARTICLE.sub("", word)
 
 
 def numbers(text: str) -> list[str]:
     """The numbers in digits, without thousands separators and with a decimal point: `1 926,5` is `1926.5`."""
-    normal = unicodedata.normalize("NFKC", text)
-    return [_GROUPED.sub("", number).replace(",", ".") for number in _NUMBER.findall(normal)]
+    return [_GROUPED.sub("", number).replace(",", ".") for number in _NUMBER.findall(_normal(text))]
 
 
 def names(text: str, function_words: Collection[str]) -> list[str]:
     """Words with a capital, lower-cased, but for a sentence's first, whose capital says nothing."""
     found = []
-    for sentence in sentences(text):
+    for sentence in sentences(one_way(text)):
         for token in list(_TOKEN.finditer(sentence))[1:]:
-            word = token["word"]
-            if word and len(word) > 1 and word[0].isupper() and word.lower() not in function_words:
+            word = unicodedata.normalize("NFKC", token["word"] or "")
+            if len(word) > 1 and word[0].isupper() and word.lower() not in function_words:
                 found.append(word.lower())
     return found
 
@@ -87,7 +115,7 @@ class Evidence:
         self.sentences = sentences(text)
         self._numbers = frozenset(numbers(text))
         self._words: dict[str, set[str]] = {}
-        spelled = (token["word"].lower() for token in _TOKEN.finditer(unicodedata.normalize("NFKC", text)) if token["word"])
+        spelled = (token["word"].lower() for token in _TOKEN.finditer(_normal(text)) if token["word"])
         for word in (*spelled, *content_words(text, ())):
             self._words.setdefault(word[:3], set()).add(word)
 

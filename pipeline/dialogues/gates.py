@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.dialogues.evidence import Evidence, alike, content_words, names, numbers, sentences
+from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers, sentences
 from pipeline.languages import Language
 
 MIN_ANSWER_CHARACTERS = 10
@@ -24,17 +24,17 @@ MAX_QUESTION_TOKENS = 40
 IsLanguage = Callable[[str], bool]
 
 _QUESTION_END = re.compile(r"[?？؟]")
-_SENTENCE_CLOSED = re.compile(r"[.!?…。！？।؟][\"”’»」』)）\]]*$")
-_LIST_MARK = re.compile(r"^\s*(?:[-*•·#>]|\d{1,2}[.)、]|\(\d{1,2}\))\s*\S", re.MULTILINE)
+_SENTENCE_CLOSED = re.compile(r"[.!?…。！？।॥؟][\"“”’»«」』)）\]\u200e\u200f]*$")
+_LIST_MARK = re.compile(r"^\s*(?:[-*•·・#>①-⑳]|\d{1,2}[.)、．](?!\d)|[(（]\d{1,2}[)）])\s*\S", re.MULTILINE)
 _FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
 _CONTROL = re.compile(
     r"<\|[^|\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<[｜|][^>\n]{1,40}[｜|]>|"
     r"^\s*(?:user|assistant|system|human)\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
-_UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\d_]+|\d+")
-_CHARACTERS_PER_WORD = 1.6
-"""Chinese: about 1.6 characters make the word that other languages write."""
+_HAN_PER_WORD, _KANA_PER_WORD = 1.6, 3.0
+"""So many characters make about the word that other languages write."""
+_RUN, _UNSPACED_RUN = 4, 9  # words, or characters: so many in the same order three times are a loop
 
 
 def passage_fault(text: str) -> str | None:
@@ -68,7 +68,7 @@ def _question_form(question: str) -> str | None:
         return "question_not_plain"
     if len(_QUESTION_END.findall(question)) > 1 or "\n" in question.strip() or _LIST_MARK.search(question):
         return "several_questions"
-    if not _QUESTION_END.search(question.rstrip('"”’»」』 ')[-1:]):
+    if not _QUESTION_END.search(question.rstrip('"“”’»«」』 \u200e\u200f\u061c')[-1:]):
         return "question_not_a_question"
     if length < MIN_QUESTION_TOKENS:
         return "question_too_short"
@@ -136,7 +136,8 @@ def answer_breaks_off(answer: str, finish_reason: str) -> str | None:
     text = answer.strip()
     if len(text) < MIN_ANSWER_CHARACTERS:
         return "answer_too_short"
-    open_brackets = sum(text.count(mark) for mark in "([{（「『«“") - sum(text.count(mark) for mark in ")]}）」』»”")
+    opening, closing = ("„", "“”") if "„" in text else ("“", "”")  # German closes with what English opens with
+    open_brackets = sum(map(text.count, "([{（「『【〔«" + opening)) - sum(map(text.count, ")]}）」』】〕»" + closing))
     closed = _SENTENCE_CLOSED.search(text) and open_brackets <= 0
     return None if closed and finish_reason == "stop" else "answer_breaks_off"
 
@@ -149,8 +150,9 @@ def answer_repeats(answer: str, earlier: Sequence[str], language: Language) -> s
         if len(words) > 2 and any(_overlap(words, other) >= 0.8 for other in told):
             return "answer_repeats_itself" if not earlier else "answer_repeats_dialogue"
         told.append(words)
-    units = _UNIT.findall(answer.lower())
-    runs = Counter(tuple(units[i : i + 4]) for i in range(len(units) - 3))
+    units = UNIT.findall(answer.lower())
+    length = _UNSPACED_RUN if 2 * sum(map(_is_unspaced, units)) > len(units) else _RUN
+    runs = Counter(tuple(units[i : i + length]) for i in range(len(units) - length + 1))
     return "answer_repeats_itself" if runs and max(runs.values()) > 2 else None
 
 
@@ -173,9 +175,14 @@ def answer_grounding(answer: str, passage: Evidence, min_grounded: float = MIN_G
 
 
 def _length_in_words(text: str) -> float:
-    units: list[str] = _UNIT.findall(text)
-    unspaced = sum(len(unit) == 1 and unit >= "\u3040" for unit in units)
-    return len(units) - unspaced + unspaced / _CHARACTERS_PER_WORD
+    units: list[str] = UNIT.findall(text)
+    kana = sum("\u3040" <= unit <= "\u30ff" for unit in units)
+    han = sum(map(_is_unspaced, units)) - kana
+    return len(units) - kana - han + kana / _KANA_PER_WORD + han / _HAN_PER_WORD
+
+
+def _is_unspaced(unit: str) -> bool:
+    return len(unit) == 1 and unit >= "\u3005"
 
 
 def _overlap(one: set[str], other: set[str]) -> float:

@@ -64,7 +64,7 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
         run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
     return Stage(
         name=name,
-        version=1,
+        version=2,
         run=run,
         config=config,
         files=files,

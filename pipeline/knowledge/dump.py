@@ -36,7 +36,7 @@ def read_dump(path: Path, language: Language, *, source: str, licence: str) -> I
         with _open(path) as file:
             cleaner: WikitextCleaner | None = None
             for site, page, revision in _pages(path, file):
-                cleaner = cleaner or WikitextCleaner(language, _namespaces(site))
+                cleaner = cleaner or WikitextCleaner(language, namespaces(language, site))
                 yield _document(site, page, revision, cleaner, language, source, licence)
     except EOFError as error:
         raise InputError(f"{path}: is cut off (the compressed stream ends early); fetch it again") from error
@@ -63,12 +63,12 @@ def _open(path: Path) -> IO[bytes]:
     return io.BufferedReader(bz2.open(path, "rb"), 1 << 20)  # small reads cost a tenth of the speed
 
 
-# Names that MediaWiki understands on any wiki or in one of the languages, and that a dump does not list.
+# What MediaWiki understands on any wiki.
 _NAMESPACES = {
-    **dict.fromkeys("file image datei bild ficheiro arquivo imagem imagen archivo fichier изображение файл".split(), 6),
-    **dict.fromkeys("文件 檔案 档案 图像 圖像 图片 圖片".split(), 6),
-    **dict.fromkeys("category kategorie categoria категория catégorie categoría 分类 分類".split(), 14),
-    **dict.fromkeys("media медиа média medio 媒体 媒體".split(), -2),
+    "file": 6,
+    "image": 6,
+    "category": 14,
+    "media": -2,
     "special": -1,
     "wikipedia": 4,
     "template": 10,
@@ -77,9 +77,12 @@ _NAMESPACES = {
 }
 
 
-def _namespaces(site: mwxml.SiteInfo) -> dict[str, int]:
-    """Lower-case namespace names to their numbers, the dump's own first."""
-    return _NAMESPACES | {ns.name.lower(): ns.id for ns in site.namespaces or () if ns.name}
+def namespaces(language: Language, site: mwxml.SiteInfo | None = None) -> dict[str, int]:
+    """Lower-case namespace names to their numbers: the dump's own, and the older ones that it does not list."""
+    names = language.wikitext
+    older = dict.fromkeys(names.file, 6) | dict.fromkeys(names.category, 14) | dict.fromkeys(names.media, -2)
+    listed = site.namespaces or () if site else ()
+    return _NAMESPACES | older | {ns.name.lower(): ns.id for ns in listed if ns.name}
 
 
 def _document(

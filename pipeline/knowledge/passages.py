@@ -230,7 +230,7 @@ def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
     if estimate_tokens(paragraph) <= segment_tokens:
         return [paragraph]
     pieces = [""]
-    for sentence in re.findall(r".+?(?:[.!?…]+[»”\")]*\s+|[。！？]+[”」』）]*|\n|$)", paragraph, re.DOTALL):
+    for sentence in re.findall(r".+?(?:[.!?…।॥؟]+[»”\")]*\s+|[。！？]+[”」』）]*|\n|$)", paragraph, re.DOTALL):
         if pieces[-1] and estimate_tokens(pieces[-1] + sentence) > segment_tokens:
             pieces.append("")
         pieces[-1] += sentence

@@ -33,18 +33,18 @@ _STRAY_TAG = re.compile(
 _FAULTS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|</?(?:ref|math|gallery)\b[^<>\n]*>?|\bthumb\|", re.IGNORECASE)
 _DEBRIS = re.compile(r"^\s*(?:\||!\s|!!)")
 
-_EMPTY_BRACKETS = re.compile(r"[ \u00a0]*[(（](?:[\s,;:，；、：/–—-]|\b(?:e\.g\.|i\.e\.|see|cf\.))*[)）]")
+_EMPTY_BRACKETS = re.compile(r"[ \u00a0]*[(（](?:[\s,;:，；、：،؛/–—-]|\b(?:e\.g\.|i\.e\.|see|cf\.))*[)）]")
 _HOLED_BRACKETS = re.compile(rf"[ \u00a0]*[(（][^()（）\n]*{HOLE}[^()（）\n]*[)）]")
 _AFTER_BRACKET = re.compile(r"([(（])[\s,;,；、]+")
-_SPACE_BEFORE_STOP = re.compile(r"[ \t]+([,.)\]，。；：、）](?!\d))")
-_REPEATED_STOP = re.compile(r"([,;，；、])(?:\s*[,;，；、])+")
+_SPACE_BEFORE_STOP = re.compile(r"[ \t]+([,.)\]，。；：、）،؛؟।](?!\d))")
+_REPEATED_STOP = re.compile(r"([,;，；、،؛])(?:\s*[,;，；、،؛])+")
 # A mark that adds nothing: grown on to the word before it, or between two sentences, or before the first.
 _SILENT_HOLE = re.compile(
-    rf"(?<=[^\s(\[（「『“«\"$£€¥{HOLE}]){HOLE}+(?=[\s.,;:!?)\]，。；：、）」』”»\"]|$)|(?<=[.!?…]\s){HOLE}+(?=\s*[^\W\d_a-zа-яё]|\s*$)|^{HOLE}+\s*(?=[“\"«(]?[^\W\d_a-zа-яё])"
+    rf"(?<=[^\s(\[（「『“«\"$£€¥{HOLE}]){HOLE}+(?=[\s.,;:!?)\]，。；：、）،؛؟।」』”»\"]|$)|(?<=[.!?…]\s){HOLE}+(?=\s*[^\W\d_a-zа-яё]|\s*$)|^{HOLE}+\s*(?=[“\"«(]?[^\W\d_a-zа-яё])"
 )
 # Where one sentence surely ends: a word of four letters, so that no abbreviation counts, a stop, a capital.
 _SENTENCE_END = re.compile(
-    r"(?:[^\W\d_]{4}|\d\d|[)\]”»\"’])[.!?…]+[\"”»’)\]]*\s+(?=[¿¡«“\"(]?(?:[^\W\d_a-zа-яёà-ÿ]|\d))|[。！？]+[”」』）]*"
+    r"(?:[^\W\d_]{4}|\d\d|[)\]”»\"’])[.!?…]+[\"”»’)\]]*\s+(?=[¿¡«“\"(]?(?:[^\W\d_a-zа-яёà-ÿ]|\d))|[।॥؟]+\s+|[。！？]+[”」』）]*"
 )
 _WORDS = re.compile(rf"[^\s{LINE}.,;:–—-]")
 _LINE_MARKS = re.compile(f"[{NUMBER}{BULLET}{INDENT}{TERM}]")

@@ -1,6 +1,6 @@
 """What a template shows in the sentence that it stands in, for the templates that stand in sentences.
 
-Wikipedia has hundreds of thousands; these are the common ones of the five languages' encyclopedias. Whatever is not here
+Wikipedia has hundreds of thousands; these are the common ones of some languages' encyclopedias. Whatever is not here
 leaves a hole, and the sentence with the hole leaves the text (`wikitext`).
 """
 
@@ -20,12 +20,16 @@ _FIRST = frozenset(
     sc2 small smallcaps smaller tooltip tq unicode uc vanchor versalita visible visible-anchor красный текст
     s nb число уд ударение подсказка 僻字 pua 仮リンク internal-link-helper refnec refsou japonais kbd code flag flagu
     flagcountry citation-needed-span référence-nécessaire référence-souhaitée citar-necesaria
+    読み仮名 ルビ ふりがな 要出典範囲 独自研究範囲 疑問点範囲 ill2 日本語版にない記事リンク jis2004フォント 補助漢字フォント
+    拡張漢字 旧字体 縦書き إنج
     """.split()
 )
 # The last one is: `{{lang|fr|texte}}`.
-_LAST = frozenset("lang langue lang2 язык transl transliteration script rtl-lang tsl".split())
+_LAST = frozenset("lang langue lang2 язык لغة color fontsize transl transliteration script rtl-lang tsl".split())
 _QUOTATION = frozenset(
-    "quote quotation blockquote bquote cquote centered-quote rquote citation-bloc bloc-citation cita cita-destacada цитата".split()
+    """
+    quote quotation blockquote bquote cquote centered-quote rquote citation-bloc bloc-citation cita cita-destacada цитата اقتباس
+    """.split()
 )
 _MEASURE = frozenset("convertir unité unité/2 unidad conversion convertido".split())
 _ENGLISH_MEASURE = frozenset("convert cvt val".split())
@@ -47,7 +51,8 @@ _SILENT = re.compile(
     c(?:ite|ita)\b.*|citation(?:\ needed)?|cn|fact|sfn.*|harv(?:nb|p|col.*)?|efn.*|refn|ref|rp|r|note|notetag|
     flag(?:icon|deco).*|bandera|флаг|coord.*|anchor|ancre|якорь|clarify.*|who|when|where|which|by\ whom|sic|dubious.*|vague|
     page\ needed|failed\ verification|verify.*|better\ source.*|unreliable.*|according\ to\ whom|update.*|relevance.*|
-    .*[ -]inline|..\ icon|en|fr|es|ru|de|cita\ requerida|нет\ аи|источник\?|來源請求|来源请求|inflation-fn|main|see\ also|further|
+    .*[ -]inline|..\ icon|en|fr|es|ru|de|cita\ requerida|нет\ аи|источник\?|來源請求|来源请求|要出典|要検証|要説明|要ページ番号|
+    疑問点|いつ|誰2?|どこ|بحاجة\ لمصدر|उद्धरण\ आवश्यक|джерело\?|нема\ джерела|inflation-fn|main|see\ also|further|
     main\ article|article\ détaillé|use\ .*|italic\ title""",
     re.VERBOSE,
 )
@@ -86,7 +91,7 @@ def _shape(name: str) -> Shape | None:
         return _SHAPES[name]
     if name.startswith(("lang-", "link-", "script/")):
         return _first
-    return _title_or_words if name.startswith(("нп", "не переведено")) else None
+    return _title_or_words if name.startswith(("нп", "не переведено", "не перекладено")) else None
 
 
 def _first(values: Sequence[str], named: Mapping[str, str]) -> str:

@@ -1,20 +1,29 @@
-"""What the build has to know of a language: one TOML file each, `pipeline/languages/{code}.toml`."""
+"""What the build has to know of a language: one TOML file each, `{code}.toml`, here or in the folder `GLOTLOOM_LANGUAGES` names."""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from pipeline.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wikitext:
-    """How a Wikipedia in this language marks what is not an article's prose: lower-case names; `list_titles` are patterns."""
+    """How a Wikipedia in this language marks what is not an article's prose: lower-case names; `list_titles` are patterns.
 
+    `file`, `category` and `media` are what these namespaces are called beside the English names and those that a dump lists.
+    """
+
+    file: tuple[str, ...]
+    category: tuple[str, ...]
+    media: tuple[str, ...]
     apparatus: tuple[str, ...]
     disambiguation: tuple[str, ...]
     list_titles: tuple[str, ...]
@@ -64,20 +73,35 @@ class Language:
 
 
 def known_languages() -> tuple[str, ...]:
-    """The codes for which a file ships, sorted."""
-    names = (entry.name for entry in resources.files(__package__).iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+    """The codes for which there is a file, sorted."""
+    return tuple(sorted(_files()))
+
+
+def _files() -> dict[str, Traversable]:
+    """By code; a file of one's own goes before the one that ships."""
+    folders: list[Traversable] = [resources.files(__package__)]
+    if own := os.environ.get("GLOTLOOM_LANGUAGES"):
+        if not Path(own).is_dir():
+            raise InputError(f"GLOTLOOM_LANGUAGES = {own}: is no folder")
+        folders.append(Path(own))
+    return {
+        entry.name.removesuffix(".toml"): entry for folder in folders for entry in folder.iterdir() if entry.name.endswith(".toml")
+    }
 
 
 @functools.cache
 def load_language(code: str) -> Language:
     """The language's file as a frozen value; InputError names the languages there are."""
-    if code not in known_languages():
+    file = _files().get(code)
+    if file is None:
         raise InputError(
-            f"language {code!r} is not known; there are {', '.join(known_languages())} (one TOML file each in pipeline/languages)"
+            f"language {code!r} is not known; there are {', '.join(known_languages())} (one TOML file each; yours in the folder "
+            "that GLOTLOOM_LANGUAGES names)"
         )
-    table = tomllib.loads((resources.files(__package__) / f"{code}.toml").read_text("utf-8"))
     try:
+        table = tomllib.loads(file.read_text("utf-8"))
+        if table["code"] != code:
+            raise InputError(f"{file}: code = {table['code']!r} is not the file's name")
         language = Language(
             code=table["code"],
             english_name=table["english_name"],
@@ -94,8 +118,10 @@ def load_language(code: str) -> Language:
             *language.rules.dangling,
         ):
             re.compile(pattern)
-    except (KeyError, TypeError, re.error) as error:
-        raise InputError(f"pipeline/languages/{code}.toml: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{file}: lacks {error.args[0]!r}") from error
+    except (TypeError, re.error, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
     return language
 
 

@@ -1,10 +1,16 @@
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import astuple
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
+from pipeline.build import build
 from pipeline.errors import InputError
 from pipeline.languages import known_languages, load_language
+from pipeline.recipe import parse_recipe
 
 CODES = ("ar", "de", "en", "es", "fr", "hi", "ja", "pt", "ru", "sw", "uk", "zh")
 
@@ -89,3 +95,68 @@ def test_refusals_are_known_from_answers(code, refusal, answer):
 
     assert any(pattern.search(refusal) for pattern in patterns)
     assert not any(pattern.search(answer) for pattern in patterns)
+
+
+@pytest.fixture
+def own_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "languages"
+    folder.mkdir()
+    monkeypatch.setenv("GLOTLOOM_LANGUAGES", str(folder))
+    load_language.cache_clear()
+    yield folder
+    load_language.cache_clear()
+
+
+def _italian() -> str:
+    text = (resources.files("pipeline.languages") / "es.toml").read_text("utf-8")
+    text = re.sub(
+        r"opening = \[.*?\n\]", 'opening = ["Che cosa si può dire di questo strumento, la {title}?"]', text, flags=re.DOTALL
+    )
+    return text.replace('code = "es"', 'code = "it"').replace('english_name = "Spanish"', 'english_name = "Italian"')
+
+
+def test_a_language_is_one_file_and_no_code(own_languages: Path, tmp_path: Path) -> None:
+    (own_languages / "it.toml").write_text(_italian(), "utf-8")
+    text = (
+        "La zampogna è uno strumento a fiato che i pastori suonano nelle feste di Natale in molte regioni. "
+        "Il sacco di pelle raccoglie l'aria, e le canne di legno danno la melodia. Oggi la costruiscono pochi artigiani."
+    )
+    (tmp_path / "it.jsonl").write_text(json.dumps({"title": "Zampogna", "text": text}) + "\n", "utf-8")
+    recipe = {
+        "name": "t",
+        "languages": ["it"],
+        "knowledge": {"it": {"kind": "jsonl", "path": str(tmp_path / "it.jsonl"), "min_tokens": 10}},
+        "dialogues": {"it": [{"mode": "reverse"}]},
+    }
+    dataset = build(parse_recipe(recipe), tmp_path / "out")
+    ((language, messages),) = dataset.query("SELECT language, messages FROM data")
+    assert language == "it" and "Zampogna" in messages[0]["content"]
+    assert "Italian" in (tmp_path / "out/README.md").read_text("utf-8")
+
+
+def test_a_file_of_ones_own_goes_before_the_one_that_ships(own_languages: Path) -> None:
+    text = (resources.files("pipeline.languages") / "en.toml").read_text("utf-8")
+    (own_languages / "en.toml").write_text(text.replace('english_name = "English"', 'english_name = "Our English"'), "utf-8")
+    assert load_language("en").english_name == "Our English"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("it", 'code = "it"', "it.toml: lacks 'english_name'"),
+        ("it", 'code = "fr"', "it.toml: code = 'fr' is not the file's name"),
+        ("it", "code", "it.toml: "),
+        ("it", _italian().replace("list_titles", "titles"), "unexpected keyword argument 'titles'"),
+        ("it", re.sub(r"dangling = \[", "dangling = ['(', ", _italian()), "missing \\), unterminated"),
+    ],
+)
+def test_a_faulty_file_is_named_with_its_fault(own_languages: Path, name: str, text: str, message: str) -> None:
+    (own_languages / f"{name}.toml").write_text(text, "utf-8")
+    with pytest.raises(InputError, match=message):
+        load_language(name)
+
+
+def test_a_folder_of_languages_that_is_not_there_is_said(own_languages: Path) -> None:
+    own_languages.rmdir()
+    with pytest.raises(InputError, match=r"GLOTLOOM_LANGUAGES = .*: is no folder"):
+        known_languages()

@@ -5,11 +5,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.knowledge import wikitext
-from pipeline.knowledge.dump import _NAMESPACES
+from pipeline.knowledge.dump import namespaces
 from pipeline.knowledge.wikitext import WikitextCleaner
-from pipeline.languages import load_language
+from pipeline.languages import known_languages, load_language
 
-CLEANERS = {code: WikitextCleaner(load_language(code), _NAMESPACES) for code in ("en", "es", "fr", "ru", "zh")}
+CLEANERS = {code: WikitextCleaner(load_language(code), namespaces(load_language(code))) for code in known_languages()}
 
 
 def clean(text: str, language: str = "en") -> list[tuple[str, str]]:
@@ -58,6 +58,12 @@ def test_what_is_not_prose_leaves_no_trace(text):
         ("ru", "[[Изображение:A.jpg|thumb|Картина]]"),
         ("zh", "[[文件:A.jpg|thumb|left|图片说明]]"),
         ("zh", "[[檔案:A.jpg|thumb|圖片說明]]"),
+        ("de", "[[Bild:A.jpg|mini|Ein Bild]]"),
+        ("ja", "[[画像:A.jpg|thumb|絵]]"),
+        ("ar", "[[صورة:A.jpg|تصغير|صورة]]"),
+        ("hi", "[[चित्र:A.jpg|thumb|चित्र]]"),
+        ("sw", "[[Picha:A.jpg|thumb|Picha]]"),
+        ("uk", "[[Зображення:A.jpg|міні|Картина]]"),
         ("fr", "[[Catégorie:Musique]]"),
         ("es", "[[Categoría:Música]]"),
         ("ru", "[[Категория:Музыка]]"),
@@ -111,6 +117,9 @@ def test_a_link_to_a_category_in_a_sentence_is_its_words():
         ("es", "El {{fecha|2|²}} no hubo nada.", "El 2 de ² no hubo nada."),
         ("es", "El {{fecha|2|11}} hubo {{unidad|75|°C}} en el {{siglo|xx}}.", "El 2 de noviembre hubo 75 °C en el siglo XX."),
         ("ru", "Это {{нп5|Title|слово|en|Word}} и {{nobr|две штуки}}.", "Это слово и две штуки."),
+        ("ja", "{{読み仮名|和紙|わし}}は紙である{{要出典|date=2020年}}。", "和紙は紙である。"),
+        ("hi", "ताजमहल आगरा में है। {{अज्ञात|x}} यह बड़ा है। इसे शाहजहाँ ने बनवाया।", "ताजमहल आगरा में है। इसे शाहजहाँ ने बनवाया।"),
+        ("uk", "Це {{не перекладено|Title|слово|en|Word}} тут.", "Це слово тут."),
         ("zh", "这是{{le|新加坡饮食|Singaporean cuisine}}的一种。", "这是新加坡饮食的一种。"),
     ],
 )
