@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers, sentences
-from pipeline.languages import Language
+from pipeline.languages import Language, load_language
 
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""
@@ -37,9 +37,23 @@ _HAN_PER_WORD, _KANA_PER_WORD = 1.6, 3.0
 _RUN, _UNSPACED_RUN = 4, 9  # words, or characters: so many in the same order three times are a loop
 
 
-def passage_fault(text: str) -> str | None:
-    """A passage with a chat template's control marks could forge turns; it is not shown to a teacher."""
-    return "passage_has_control_marks" if _CONTROL.search(text) else None
+def passage_fault(text: str, language: Language) -> str | None:
+    """A passage with a chat template's control marks, or the prompt's own, could forge turns; it is not shown to a teacher."""
+    before, _, after = language.grounded.system.partition("{passage}")
+    fences = (before.strip().rpartition("\n")[2], after.strip().partition("\n")[0])
+    forged = any(_closed_up(fence) in _closed_up(text) for fence in fences)
+    return "passage_has_control_marks" if forged or _CONTROL.search(text) else None
+
+
+def _closed_up(text: str) -> str:
+    return re.sub(r"[\s=]+", "=", text.casefold())
+
+
+def instruction_to_model(text: str, language: Language) -> str | None:
+    """What of the passage tells a model what to do, in the language or in English: data like the rest, but worth a look."""
+    patterns = (*language.rules.instructs_model, *load_language("en").rules.instructs_model)
+    match = next(filter(None, (re.search(pattern, text, re.IGNORECASE) for pattern in patterns)), None)
+    return match[0] if match else None
 
 
 def question_fault(

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from random import Random
 
 from pipeline.dialogues.evidence import Evidence
-from pipeline.dialogues.gates import MIN_GROUNDED_SHARE, IsLanguage, answer_fault, passage_fault, question_fault
+from pipeline.dialogues.gates import (
+    MIN_GROUNDED_SHARE,
+    IsLanguage,
+    answer_fault,
+    instruction_to_model,
+    passage_fault,
+    question_fault,
+)
 from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError, WorkError
@@ -155,12 +162,14 @@ async def grounded_dialogue(
     min_grounded: float = MIN_GROUNDED_SHARE,
 ) -> Dialogue | Refused:
     """One passage's dialogue. `closed_book`: asked with the document, answered without, hence not held against it."""
-    if reason := passage_fault(passage.title) or passage_fault(passage.text):
+    if reason := passage_fault(passage.title, language) or passage_fault(passage.text, language):
         return Refused(reason=reason)
     prompts = _prompts(language, client)
     writer = _Writer(
         passage, language, client, prompts, closed_book=closed_book, is_language=is_language, min_grounded=min_grounded
     )
+    if instruction := instruction_to_model(f"{passage.title}\n{passage.text}", language):
+        writer.decisions.append(f"flagged: the passage speaks to a model: {instruction!r}")
     try:
         for number, kind in enumerate(_plan(_draw(seed, passage.id)), 1):
             reason = await writer.add_turn(kind, _draw(seed, passage.id, number))

@@ -56,6 +56,7 @@ class Rules:
     refers_to_source: tuple[str, ...]
     refusal: tuple[str, ...]
     dangling: tuple[str, ...]
+    instructs_model: tuple[str, ...]
     function_words: tuple[str, ...]
 
 
@@ -116,6 +117,7 @@ def load_language(code: str) -> Language:
             *language.rules.refers_to_source,
             *language.rules.refusal,
             *language.rules.dangling,
+            *language.rules.instructs_model,
         ):
             re.compile(pattern)
     except KeyError as error:

@@ -59,7 +59,13 @@ def test_names_that_pages_are_compared_with_are_lower_case(code):
 @pytest.mark.parametrize("code", CODES)
 def test_no_pattern_finds_something_in_every_text(code):
     rules = load_language(code).rules
-    patterns = (*rules.refusal, *rules.refers_to_source, *rules.dangling, *load_language(code).wikitext.list_titles)
+    patterns = (
+        *rules.refusal,
+        *rules.refers_to_source,
+        *rules.dangling,
+        *rules.instructs_model,
+        *load_language(code).wikitext.list_titles,
+    )
 
     assert patterns
     assert not [pattern for pattern in patterns if re.search(pattern, "") or re.search(pattern, "###")]
