@@ -33,12 +33,14 @@ class Knowledge:
     """`[knowledge.LANGUAGE]`: where the passages of one language come from; lengths in estimated tokens."""
 
     kind: Literal["wikipedia-dump", "parquet", "dataset", "jsonl", "text"]
-    """A `dataset` is a folder that `datasets` saved."""
+    """A `dataset` is a folder that `datasets` saved, or `hub:ORG/NAME@REVISION:CONFIG`, of which the split `train` is streamed."""
     path: str
     max_documents: Count | None = None
     min_tokens: Count = 1000
     max_tokens: Count = 10_000
     segment_tokens: Count = 2000
+    tokenizer: str = ""
+    """A `tokenizer.json`, or a folder with one: its counts instead of estimates."""
     keywords: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Documents with none of these in title or text leave."""
     without_keywords: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -184,7 +186,7 @@ class Recipe:
         """A path of the recipe as a path of this machine."""
         if text.startswith("sample:"):
             return Path(str(resources.files("pipeline"))) / "samples" / text.removeprefix("sample:")
-        return self.folder / Path(text).expanduser()
+        return Path(text) if text.startswith("hub:") else self.folder / Path(text).expanduser()
 
 
 _RECIPE = TypeAdapter(Recipe)
@@ -211,7 +213,7 @@ def parse_recipe(table: Mapping[str, Any], *, name: str = "recipe", folder: Path
         # As JSON: there a strict dataclass takes a table and a tuple an array, and nothing else is coerced.
         recipe = _RECIPE.validate_json(json.dumps(table, default=str))
     except ValidationError as error:
-        raise InputError("; ".join(f"{name}: {_explain(e)}" for e in error.errors()[:3])) from error
+        raise InputError("; ".join(dict.fromkeys(f"{name}: {_explain(e)}" for e in error.errors()[:3]))) from error
     recipe = replace(recipe, folder=folder)
     for problem in _contradictions(recipe):
         raise InputError(f"{name}: {problem}")
@@ -239,6 +241,8 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     table: dict[str, Any] = _RECIPE.dump_python(recipe, mode="json", exclude={"folder"})
     for source in (*table["knowledge"].values(), *table["agnostic"].values()):
         source["path"] = _last_name(source["path"])
+    for source in table["knowledge"].values():
+        source["tokenizer"] = _last_name(source["tokenizer"])
     for teacher in table["teachers"].values():
         teacher["model"] = _last_name(teacher["model"]) if teacher["kind"] == "local" else teacher["model"]
         for key in _DRIVING:
@@ -251,7 +255,7 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def _last_name(path: str) -> str:
-    return path if path.startswith("sample:") else Path(path).name
+    return path if path.startswith(("sample:", "hub:")) else Path(path).name
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -291,6 +295,10 @@ def _explain(error: Any) -> str:
     if error["type"] in {"missing", "missing_argument"}:
         return f"{key}: is missing"
     message = error["msg"].replace("Input should", "should")
+    if location[-1] == "constrained-str" or str(location[-1]).startswith("tuple["):  # a branch of a union
+        return (
+            f"{key.rpartition('.' + str(location[-1]))[0]} = {error['input']!r}: should be an address, http://…, or a list of them"
+        )
     if location[-1] == "api_key_env":  # it may be the key itself, which is never shown
         return f"{key}: should be the name of an environment variable, never the key itself"
     return f"{key} = {error['input']!r}: {message}"
@@ -307,6 +315,8 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
     for code, knowledge in recipe.knowledge.items():
         if code not in recipe.languages:
             yield f"knowledge.{code}: {code!r} is not among languages"
+        if knowledge.path.startswith("hub:") and knowledge.kind != "dataset":
+            yield f"knowledge.{code}.path = {knowledge.path!r}: only kind = 'dataset' reads from the hub"
         if knowledge.min_tokens > knowledge.max_tokens:
             yield f"knowledge.{code}.min_tokens = {knowledge.min_tokens}: is more than max_tokens = {knowledge.max_tokens}"
         if not recipe.dialogues.get(code):

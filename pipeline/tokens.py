@@ -1,8 +1,13 @@
-"""Token estimates per script: lengths in characters mean different things in different scripts."""
+"""Token estimates per script: lengths in characters mean different things in different scripts. And a tokenizer's own counts."""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import InputError
 
 # Tokens per character of a modern multilingual tokenizer, measured per language (en .23, fr es .27, de .28, ru .32, uk .47,
 # ar .46, zh ja .56) and brought down to scripts here; the rest of the world's scripts are near .5.
@@ -23,3 +28,25 @@ def estimate_tokens(text: str) -> int:
     counts = {name: len(pattern.findall(text)) for name, pattern in _CLASSES.items()}
     counts["other"] = len(text) - sum(counts.values())
     return max(1, round(sum(_TOKENS_PER_CHARACTER[name] * n for name, n in counts.items())))
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The `tokenizer.json` that the path is, or that it holds; InputError where there is none."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"tokenizer {path}: is no tokenizer.json, nor a folder with one")
+    return file
+
+
+@functools.cache
+def token_counter(file: str) -> Callable[[str], int]:
+    """How many tokens the tokenizer of a `tokenizer.json` makes of a text, without special ones; the estimate for `""`."""
+    if not file:
+        return estimate_tokens
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(file)
+    except Exception as error:  # it raises nothing narrower
+        raise InputError(f"tokenizer {file}: cannot be read: {error}") from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

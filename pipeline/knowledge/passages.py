@@ -24,7 +24,7 @@ from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
 from pipeline.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
 from pipeline.stage import Stage, StageRun
-from pipeline.tokens import estimate_tokens
+from pipeline.tokens import estimate_tokens, token_counter, tokenizer_file
 
 _READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "wikipedia-dump": read_dump,
@@ -42,8 +42,11 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     """The passages of one language."""
     knowledge = recipe.knowledge[code]
     path = recipe.path(knowledge.path)
+    from_hub = knowledge.path.startswith("hub:")
+    tokenizer = tokenizer_file(recipe.path(knowledge.tokenizer)) if knowledge.tokenizer else None
     config = asdict(knowledge) | {
-        "path": Path(knowledge.path).name,
+        "path": knowledge.path if from_hub else path.name,
+        "tokenizer": tokenizer.name if tokenizer else "",
         "language": code,
         "seed": recipe.seed,
         "languages": recipe.languages,
@@ -53,9 +56,16 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     return Stage(
         name=f"passages-{code}",
         version=4,
-        run=functools.partial(_run, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages),
+        run=functools.partial(
+            _run,
+            knowledge=replace(knowledge, tokenizer=str(tokenizer or "")),
+            path=path,
+            code=code,
+            seed=recipe.seed,
+            languages=recipe.languages,
+        ),
         config=config,
-        files=(path,),
+        files=(*(() if from_hub else (path,)), *((tokenizer,) if tokenizer else ())),
         schema=PASSAGE_SCHEMA,
         unit_in="pages",
         unit_out="passages",
@@ -79,7 +89,8 @@ def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: in
                 used += 1
     if not used:
         limits = (
-            f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) estimated tokens are taken"
+            f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) "
+            f"{'' if knowledge.tokenizer else 'estimated '}tokens are taken"
         )
         raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}; {limits}")
 
@@ -93,7 +104,7 @@ def _prepare(document: Document, *, knowledge: Knowledge, code: str, languages: 
     reason, detail = _reject(document, sections, knowledge, language, languages)
     if reason:
         return Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source)
-    return _passages(document, sections, language, knowledge.segment_tokens)
+    return _passages(document, sections, language, knowledge)
 
 
 def _why(run: StageRun) -> str:
@@ -149,7 +160,7 @@ def _reject(
         return "page_without_prose", ""
     return (
         _keyword_fault(f"{document.title}\n{text}", knowledge, simplified=language.code == "zh" and knowledge.simplified)
-        or _length_fault(estimate_tokens(text), knowledge)
+        or _length_fault(token_counter(knowledge.tokenizer)(text), knowledge)
         or _language_fault(text, language.code, languages)
         or (None, "")
     )
@@ -180,7 +191,7 @@ def _language_fault(text: str, code: str, languages: tuple[str, ...]) -> tuple[s
     return ("document_wrong_language", f"{found.language} {found.score:.2f}") if found else None
 
 
-def _passages(document: Document, sections: list[Section], language: Language, segment_tokens: int) -> list[Passage]:
+def _passages(document: Document, sections: list[Section], language: Language, knowledge: Knowledge) -> list[Passage]:
     return [
         Passage(
             id=f"{document.id}-{number}",
@@ -191,11 +202,11 @@ def _passages(document: Document, sections: list[Section], language: Language, s
             source=document.source,
             position=number,
         )
-        for number, segment in enumerate(segments(sections, segment_tokens))
+        for number, segment in enumerate(segments(sections, knowledge.segment_tokens, token_counter(knowledge.tokenizer)))
     ]
 
 
-def segments(sections: list[Section], segment_tokens: int) -> list[list[Section]]:
+def segments(sections: list[Section], segment_tokens: int, count: Callable[[str], int] = estimate_tokens) -> list[list[Section]]:
     """Split at paragraph ends into segments of at most `segment_tokens`; every paragraph is in exactly one, in order.
 
     A section that goes over a segment's end goes on in the next one under the same heading; a paragraph longer than a segment is
@@ -205,8 +216,8 @@ def segments(sections: list[Section], segment_tokens: int) -> list[list[Section]
     result: list[list[tuple[str, str, int]]] = [[]]
     for section in sections:
         for paragraph in section.text.split("\n\n"):
-            for piece in _pieces(paragraph, segment_tokens):
-                tokens = estimate_tokens(piece)
+            for piece in _pieces(paragraph, segment_tokens, count):
+                tokens = count(piece)
                 if result[-1] and _tokens(result[-1]) + tokens > segment_tokens:
                     result.append(_announcement(result[-1], section.heading, segment_tokens - tokens))
                 result[-1].append((section.heading, piece, tokens))
@@ -226,12 +237,12 @@ def _announcement(segment: list[tuple[str, str, int]], heading: str, room: int) 
     return [segment.pop()] if moves else []
 
 
-def _pieces(paragraph: str, segment_tokens: int) -> list[str]:
-    if estimate_tokens(paragraph) <= segment_tokens:
+def _pieces(paragraph: str, segment_tokens: int, count: Callable[[str], int]) -> list[str]:
+    if count(paragraph) <= segment_tokens:
         return [paragraph]
     pieces = [""]
     for sentence in re.findall(r".+?(?:[.!?…।॥؟]+[»”\")]*\s+|[。！？]+[”」』）]*|\n|$)", paragraph, re.DOTALL):
-        if pieces[-1] and estimate_tokens(pieces[-1] + sentence) > segment_tokens:
+        if pieces[-1] and count(pieces[-1] + sentence) > segment_tokens:
             pieces.append("")
         pieces[-1] += sentence
     return [piece.strip() for piece in pieces if piece.strip()]

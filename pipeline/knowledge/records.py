@@ -29,15 +29,8 @@ def read_parquet(path: Path, language: Language, *, source: str, licence: str) -
 
 
 def read_dataset(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
-    """A folder that `datasets.Dataset.save_to_disk` wrote, with the columns of `read_parquet`."""
-    from datasets import DatasetDict, load_from_disk  # takes a second
-
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: is not a folder that datasets.save_to_disk wrote: {error}") from error
-    if isinstance(dataset, DatasetDict):
-        raise InputError(f"{path}: holds several splits; name the folder of one: {', '.join(str(path / name) for name in dataset)}")
+    """A folder that `datasets.Dataset.save_to_disk` wrote, or a dataset of the hub, with the columns of `read_parquet`."""
+    dataset = _from_hub(str(path)) if str(path).startswith("hub:") else _from_disk(path)
     if missing := [column for column in ("title", "text") if column not in dataset.column_names]:
         raise InputError(f"{path}: lacks the column {missing[0]!r}; it has {', '.join(dataset.column_names)}")
     columns = [column for column in ("id", "url", "title", "text") if column in dataset.column_names]
@@ -46,6 +39,33 @@ def read_dataset(path: Path, language: Language, *, source: str, licence: str) -
             if not isinstance(row[key], str | None):
                 raise InputError(f"{path}: row {number}: has no text {key!r}")
         yield _record(row, f"{path.name}:{number}", language, source or path.name, licence)
+
+
+def _from_disk(path: Path) -> Any:
+    from datasets import DatasetDict, load_from_disk  # takes a second
+
+    try:
+        dataset = load_from_disk(str(path))
+    except IndexError as error:  # as it has it of a table without rows
+        raise InputError(f"{path}: holds no row") from error
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: is not a folder that datasets.save_to_disk wrote: {error}") from error
+    if isinstance(dataset, DatasetDict):
+        raise InputError(f"{path}: holds several splits; name the folder of one: {', '.join(str(path / name) for name in dataset)}")
+    return dataset
+
+
+def _from_hub(address: str) -> Any:
+    from datasets import load_dataset  # takes a second
+
+    parts = re.fullmatch(r"hub:(?P<name>[^@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>.+))?", address)
+    if parts is None:
+        raise InputError(f"{address}: expected hub:ORG/NAME@REVISION:CONFIG, where revision and config may be left out")
+    try:
+        dataset = load_dataset(parts["name"], parts["config"], revision=parts["revision"], split="train", streaming=True)
+        return dataset if dataset.column_names else dataset._resolve_features()
+    except Exception as error:  # of the hub, the network, the reader of whatever format
+        raise InputError(f"{address}: cannot be read from the hub: {type(error).__name__}: {error}") from error
 
 
 def read_jsonl(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:

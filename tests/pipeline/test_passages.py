@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.errors import InputError
 from pipeline.knowledge import passages as module
@@ -158,6 +159,31 @@ def test_keywords_choose_documents_by_title_or_text_in_any_case(run):
         ["Dance"],
         {"Pipes": ("document_with_excluded_keyword", "pipes")},
     )
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer whose tokens are words."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_a_tokenizer_that_is_given_counts_instead_of_estimates(run, words):
+    assert len(PROSE.split()) == 14
+    kept, _, _ = run({"Pipes": PROSE * 6}, tokenizer=str(words), segment_tokens=28)
+    assert [len(passage.text.split()) for passage in kept] == [28, 28, 28]
+    _, (dropped,), _ = run({"Pipes": PROSE, "Others": PROSE * 2}, tokenizer=str(words / "tokenizer.json"), min_tokens=20)
+    assert (dropped["reason"], dropped["detail"]) == ("document_too_short", "14 tokens < 20")
+
+
+def test_a_tokenizer_that_is_none_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"is no tokenizer\.json, nor a folder with one"):
+        run({"Pipes": PROSE}, tokenizer=str(tmp_path / "nowhere"))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bad\.json: cannot be read"):
+        run({"Pipes": PROSE}, tokenizer=str(tmp_path / "bad.json"))
 
 
 def test_a_keyword_is_found_however_its_letters_are_composed(run):

@@ -279,6 +279,11 @@ def test_the_grounded_share_of_a_recipe_is_the_gates_own_unless_it_is_given():
 
 
 def test_a_teacher_has_one_address_or_several():
+    with pytest.raises(
+        InputError, match=r"teachers\.main\.base_url = 'localhost:8000': should be an address, http://…, or a list of them$"
+    ):
+        parse_recipe(MINIMAL | {"teachers": {"main": OPENAI | {"base_url": "localhost:8000"}}})
+
     def addresses(base_url):
         return parse_recipe(MINIMAL | {"teachers": {"main": OPENAI | {"base_url": base_url}}}).teachers["main"].base_urls
 

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,6 +82,27 @@ def test_rows_of_a_folder_that_datasets_saved_are_documents(tmp_path):
     pipes, reel = documents(read_dataset, tmp_path / "wiki")
 
     assert (pipes.id, pipes.title, pipes.text, reel.id) == ("wiki-1", "Pipes", "Old.", "wiki-2")
+
+
+def test_a_dataset_is_streamed_by_the_name_that_load_dataset_takes(tmp_path):
+    folder = tmp_path / "org"
+    folder.mkdir()  # a folder instead of a repository: the hub itself is not asked by a test
+    (folder / "train.jsonl").write_text('{"id": 7, "title": "Pipes", "text": "Old."}\n', "utf-8")
+    (document,) = documents(read_dataset, Path(f"hub:{folder}"))
+    assert (document.title, document.text) == ("Pipes", "Old.")
+
+
+@pytest.mark.parametrize("address", ["hub:", "hub:/nowhere/at/all", "hub:a@"])
+def test_a_dataset_of_the_hub_that_is_not_there_is_refused_by_its_address(address, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=re.escape(address)):
+        documents(read_dataset, Path(address))
+
+
+def test_an_empty_dataset_is_said_to_be_one(tmp_path):
+    datasets.Dataset.from_dict({"title": [], "text": []}).save_to_disk(tmp_path / "wiki")
+    with pytest.raises(InputError, match="wiki: holds no row"):
+        documents(read_dataset, tmp_path / "wiki")
 
 
 def test_a_dataset_of_several_splits_is_refused_with_the_folder_of_each(tmp_path):
