@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import io
 import re
 from collections import deque
@@ -21,6 +22,7 @@ from pipeline.knowledge.wikitext import WikitextCleaner
 from pipeline.languages import Language
 from pipeline.sample import Source
 
+_MALFORMED = (ParseError, MalformedXML, ValueError, AssertionError, AttributeError, TypeError)  # as mwxml has it
 _REDIRECT = re.compile(r"^\s*#\w+\s*:?\s*\[\[")
 
 
@@ -30,18 +32,36 @@ def read_dump(path: Path, language: Language, *, source: str, licence: str) -> I
     Raises InputError naming the file when it is missing, empty, cut off, not a dump, or not UTF-8.
     """
     try:
-        with _open(path) as file:
+        with open_dump(path) as file:
             if not file.read(1):
                 raise InputError(f"{path}: is empty; expected a MediaWiki XML dump")
-        with _open(path) as file:
-            cleaner: WikitextCleaner | None = None
-            for site, page, revision in _pages(path, file):
-                cleaner = cleaner or WikitextCleaner(language, namespaces(language, site))
-                yield _document(site, page, revision, cleaner, language, source, licence)
+        with open_dump(path) as file:
+            yield from read_pages(path, file, language, source=source, licence=licence)
     except EOFError as error:
         raise InputError(f"{path}: is cut off (the compressed stream ends early); fetch it again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def read_pages(path: Path, file: IO[bytes], language: Language, *, source: str, licence: str) -> Iterator[Document]:
+    """Every page of an open dump; `path` stands in errors."""
+    cleaner: WikitextCleaner | None = None
+    for site, page, revision in _pages(path, file):
+        cleaner = cleaner or _cleaner(language, tuple(namespaces(language, site).items()))
+        yield _document(site, page, revision, cleaner, language, source, licence)
+
+
+@functools.lru_cache(maxsize=4)
+def _cleaner(language: Language, names: tuple[tuple[str, int], ...]) -> WikitextCleaner:
+    return WikitextCleaner(language, dict(names))
+
+
+def site_of(path: Path, head: bytes) -> mwxml.SiteInfo:
+    """What the beginning of a dump, up to its first page, says of its site."""
+    try:
+        return mwxml.Dump.from_file(io.BytesIO(head + b"</mediawiki>")).site_info
+    except _MALFORMED as error:
+        raise InputError(f"{path}: does not begin as a MediaWiki XML dump: {error}") from error
 
 
 def _pages(path: Path, file: IO[bytes]) -> Iterator[tuple[mwxml.SiteInfo, mwxml.Page, mwxml.Revision | None]]:
@@ -50,12 +70,13 @@ def _pages(path: Path, file: IO[bytes]) -> Iterator[tuple[mwxml.SiteInfo, mwxml.
         dump = mwxml.Dump.from_file(file)
         for page in dump:
             yield dump.site_info, page, next(iter(deque(page, maxlen=1)), None)
-    except (ParseError, MalformedXML, ValueError, AssertionError, AttributeError, TypeError) as error:  # as mwxml has it
+    except _MALFORMED as error:
         why = (str(error).splitlines() or ["it lacks what a dump has"])[0]
         raise InputError(f"{path}: is not a whole MediaWiki XML dump: {why}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_dump(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed where they are."""
     with path.open("rb") as file:
         compressed = file.read(3) == b"BZh"
     if not compressed:

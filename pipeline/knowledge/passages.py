@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.files import Spool
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
+from pipeline.knowledge.multistream import DrawnPages, index_of
 from pipeline.knowledge.records import read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
 from pipeline.processes import Workers
@@ -65,7 +66,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
             languages=recipe.languages,
         ),
         config=config,
-        files=(*(() if from_hub else (path,)), *((tokenizer,) if tokenizer else ())),
+        files=tuple(file for file in (None if from_hub else path, _index(knowledge, path), tokenizer) if file),
         schema=PASSAGE_SCHEMA,
         unit_in="pages",
         unit_out="passages",
@@ -73,14 +74,23 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
 
 
 def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: int, languages: tuple[str, ...]) -> None:
-    documents = _READERS[knowledge.kind](path, load_language(code), source=knowledge.source, licence=knowledge.licence)
     used = 0
+
+    def enough() -> bool:
+        return knowledge.max_documents is not None and used == knowledge.max_documents
+
+    source = {"source": knowledge.source, "licence": knowledge.licence}
+    if knowledge.max_documents is not None and (index := _index(knowledge, path)):
+        pages = DrawnPages(path, index, load_language(code), functools.partial(_draw, seed), **source)
+        sampled = _lowest(pages, knowledge.max_documents, enough, run)
+    else:
+        sampled = _sampled(_READERS[knowledge.kind](path, load_language(code), **source), knowledge.max_documents, seed, run)
     few = path.is_file() and path.stat().st_size < _WORTH_PROCESSES
     workers = 1 if few else len(os.sched_getaffinity(0))
     with Workers(functools.partial(_prepare, knowledge=knowledge, code=code, languages=languages), workers) as processes:
-        for read, prepared in enumerate(processes.map(_sampled(documents, knowledge.max_documents, seed, run)), 1):
+        for read, prepared in enumerate(processes.map(sampled), 1):
             run.progress(run.stage.name, read, None)
-            if knowledge.max_documents is not None and used == knowledge.max_documents:
+            if enough():
                 run.pass_over("not_sampled")
             elif isinstance(prepared, Dropped):
                 run.drop(prepared)
@@ -124,7 +134,7 @@ def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: 
             elif wanted is None:
                 yield document
             else:
-                key = -int(content_hash(seed, document.id, digits=15), 16)
+                key = -_draw(seed, document.id)
                 if len(heap) < wanted * _OVERSAMPLE:
                     heapq.heappush(heap, (key, -order, held.put(replace(document, parse=_nothing))))
                     continue
@@ -133,6 +143,30 @@ def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: 
                     heapq.heapreplace(heap, (key, -order, held.put(replace(document, parse=_nothing))))
         for _, _, place in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
             yield replace(held.get(place), parse=parse)
+
+
+def _lowest(pages: DrawnPages, wanted: int, enough: Callable[[], bool], run: StageRun) -> Iterator[Document]:
+    """What `_sampled` gives, of pages that come in the order of their hashes; what is not needed is not read."""
+    run.pass_over("other_namespace", pages.other_namespaces)
+    read = given = 0
+    for document in pages:
+        read += 1
+        if document.pass_over:
+            run.pass_over(document.skip or "skipped")
+            continue
+        yield document
+        given += 1
+        if enough() or given == wanted * _OVERSAMPLE:
+            break
+    run.pass_over("not_sampled", len(pages) - read)
+
+
+def _draw(seed: int, document_id: str) -> int:
+    return int(content_hash(seed, document_id, digits=15), 16)
+
+
+def _index(knowledge: Knowledge, path: Path) -> Path | None:
+    return index_of(path) if knowledge.kind == "wikipedia-dump" else None
 
 
 def _nothing(text: str) -> list[Section]:
