@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -18,18 +16,16 @@ from pipeline.dialogues.gates import (
     passage_fault,
     question_fault,
 )
+from pipeline.dialogues.in_order import Refused, in_order
 from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
-from pipeline.errors import InputError, WorkError
+from pipeline.errors import InputError
 from pipeline.languages import Language
 from pipeline.sample import Message, Passage
-from pipeline.teacher import Answer, BudgetError, TeacherClient, TeacherError
+from pipeline.teacher import Answer, TeacherClient, TeacherError
 
 STOP_PROBABILITIES = (0.1, 0.2, 0.4, 0.8)
 """After each follow-up (UltraLink); after a fifth the dialogue ends: 2 to 6 turns, 4.1 on average."""
-HOPELESS_FAILURES = 10
-"""So many passages in a row that fail with one and the same error: the teacher is gone, the list need not be burnt."""
-_AHEAD = 8  # times as many dialogues as are made at once may be done and wait for an earlier one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +39,7 @@ class Dialogue:
     prompt_version: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """No dialogue: the reason that dropped the first turn, or `teacher_failed`, which the next run tries again."""
-
-    reason: str
-    detail: str = ""
-    request_keys: tuple[str, ...] = ()
-    fault: int | None = None
-    """The status of the teacher's error; its words may differ from one to the next."""
-
-
-async def grounded_dialogues(
+def grounded_dialogues(
     passages: Iterable[Passage],
     language: Language,
     client: TeacherClient,
@@ -65,90 +50,20 @@ async def grounded_dialogues(
     is_language: IsLanguage | None = None,
     min_grounded: float = MIN_GROUNDED_SHARE,
 ) -> AsyncIterator[tuple[Passage, Dialogue | Refused]]:
-    """Outcomes in the passages' order until `count` dialogues are made; later passages may have been asked for nothing.
+    """Outcomes in the passages' order until `count` dialogues are made (`in_order`)."""
 
-    Which passages are used depends on their order and the answers alone, never on timing or concurrency. WorkError when
-    `HOPELESS_FAILURES` passages in a row (or all there are) fail with one error.
-    """
-    waiting = iter(passages)
-    in_order: deque[tuple[Passage, asyncio.Task[Dialogue | Refused]]] = deque()
-    under_way: set[asyncio.Task[Dialogue | Refused]] = set()
-    # Some more than slots: between its answer and its next question, and while it waits to try again, a dialogue needs none.
-    at_once = client.max_concurrency + max(1, client.max_concurrency // 4)
-    made = ready = 0
-    failures = _Failures()
+    async def write(passage: Passage) -> Dialogue | Refused:
+        return await grounded_dialogue(
+            passage,
+            language,
+            client,
+            seed=seed,
+            closed_book=closed_book,
+            is_language=is_language,
+            min_grounded=min_grounded,
+        )
 
-    def start_more() -> None:
-        # Twice what is still wanted at most: what overshoots is paid for and thrown away. Behind enough dialogues that only
-        # wait for an earlier one, nothing can be wanted.
-        while made + ready < count and len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
-            if (passage := next(waiting, None)) is None:
-                return
-            work = grounded_dialogue(
-                passage,
-                language,
-                client,
-                seed=seed,
-                closed_book=closed_book,
-                is_language=is_language,
-                min_grounded=min_grounded,
-            )
-            task = asyncio.create_task(work)
-            under_way.add(task)
-            task.add_done_callback(end)
-            in_order.append((passage, task))
-
-    def end(task: asyncio.Task[Dialogue | Refused]) -> None:
-        nonlocal ready
-        under_way.discard(task)
-        ready += _is_dialogue(task)
-        if not ending:
-            start_more()
-
-    ending = False
-    try:
-        start_more()
-        while in_order:
-            passage, task = in_order.popleft()
-            outcome = await task
-            made += isinstance(outcome, Dialogue)
-            ready -= isinstance(outcome, Dialogue)
-            start_more()
-            failures.count(outcome, is_last=not in_order)
-            yield passage, outcome
-            if made >= count:
-                return
-    except BudgetError:
-        ending = True
-        await asyncio.gather(*under_way, return_exceptions=True)  # what is asked is paid for: its answers are kept
-        raise
-    finally:
-        ending = True
-        for _, task in in_order:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in in_order), return_exceptions=True)
-
-
-def _is_dialogue(task: asyncio.Task[Dialogue | Refused]) -> bool:
-    return not task.cancelled() and task.exception() is None and isinstance(task.result(), Dialogue)
-
-
-class _Failures:
-    """Counts passages that fail in a row with one kind of error, and calls the run off when there is no hope."""
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-        self._fault: int | None = None
-        self._outcomes = 0
-
-    def count(self, outcome: Dialogue | Refused, *, is_last: bool) -> None:
-        refused = outcome if isinstance(outcome, Refused) and outcome.reason == "teacher_failed" else None
-        fault = refused.fault if refused else None
-        self._in_a_row = self._in_a_row + 1 if refused and fault == self._fault else int(refused is not None)
-        self._fault = fault
-        self._outcomes += 1
-        if refused and (self._in_a_row >= HOPELESS_FAILURES or (is_last and self._in_a_row == self._outcomes)):
-            raise WorkError(f"{self._in_a_row} passages in a row failed alike, nothing more is asked: {refused.detail}")
+    return in_order(passages, write, slots=client.max_concurrency, count=count, worth=lambda o: isinstance(o, Dialogue))
 
 
 async def grounded_dialogue(

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.clean.identify import BACKEND, other_language
-from pipeline.dialogues.grounded import Dialogue, Refused, grounded_dialogues
+from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
+from pipeline.dialogues.in_order import Refused
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.files import Spool, file_hash

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pipeline.dialogues.grounded import Dialogue, Refused, _Failures, grounded_dialogues, unquoted
+from pipeline.dialogues.grounded import Dialogue, grounded_dialogues, unquoted
+from pipeline.dialogues.in_order import Refused, _Failures
 from pipeline.dialogues.prompts import fill
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
