@@ -58,6 +58,7 @@ class Dialogues:
 
     mode: Literal["reverse", "grounded", "closed_book"]
     teacher: str | None = None
+    """Of `reverse` it writes the instructions, which come from templates otherwise."""
     count: Count | None = None
     """Dialogues wanted; every passage is used when absent."""
     max_passages: Count | None = None
@@ -340,9 +341,10 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
 
 
 def _teacher_problems(recipe: Recipe, key: str, mode: Dialogues) -> Iterable[str]:
-    if mode.mode == "reverse":
-        return
     if mode.teacher is None:
-        yield f"{key}: mode {mode.mode!r} needs a teacher"
+        if mode.mode != "reverse":
+            yield f"{key}: mode {mode.mode!r} needs a teacher"
     elif mode.teacher not in recipe.teachers:
         yield f"{key}.teacher = {mode.teacher!r}: there is no [teachers.{mode.teacher}]"
+    elif mode.mode == "reverse" and recipe.teachers[mode.teacher].kind == "local":
+        yield f"{key}.teacher = {mode.teacher!r}: the embedded one cannot write instructions; leave it out to have templates"

@@ -17,7 +17,7 @@ from pipeline.dialogues.gates import (
     question_fault,
 )
 from pipeline.dialogues.in_order import Refused, in_order
-from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts
+from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts, unquoted
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError
 from pipeline.languages import Language
@@ -187,15 +187,6 @@ def _prompts(language: Language, client: TeacherClient) -> Prompts:
             f"teacher {client.name!r} is the embedded one, which knows English only: give {language.name} another teacher"
         )
     return SmallTeacherPrompts(language)
-
-
-def unquoted(text: str) -> str:
-    """The text without the quotation marks that some models put around all they say."""
-    text = text.strip()
-    pairs = ('""', "“”", "«»", "''", "「」", "『』", "„“")
-    if len(text) > 2 and text[0] + text[-1] in pairs and text[0] not in text[1:-1] and text[-1] not in text[1:-1]:
-        return text[1:-1].strip()
-    return text
 
 
 def _plan(draw: Random) -> Sequence[Kind]:

@@ -82,6 +82,15 @@ def fill(template: str, slots: Mapping[str, str]) -> str:
     return _SLOT.sub(lambda slot: slots.get(slot[1], slot[0]), template)
 
 
+def unquoted(text: str) -> str:
+    """The text without the quotation marks that some models put around all they say."""
+    text = text.strip()
+    pairs = ('""', "“”", "«»", "''", "「」", "『』", "„“")
+    if len(text) > 2 and text[0] + text[-1] in pairs and text[0] not in text[1:-1] and text[-1] not in text[1:-1]:
+        return text[1:-1].strip()
+    return text
+
+
 def _written_out(turns: Sequence[Message]) -> str:
     """The dialogue as paragraphs, question and answer in turn; dashes instead of words, which would need a language."""
     return "\n\n".join(f"– {turn.content}" for turn in turns)

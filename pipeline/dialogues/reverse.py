@@ -1,7 +1,8 @@
 """Reverse instructions (MURI, 2025): a native, human-written passage is the answer, the instruction is made for it.
 
 The instruction comes from the article's title and the section's heading through a template of the language; consecutive
-sections make the turns of one dialogue. No model takes part, so every answer is as true as its source.
+sections make the turns of one dialogue. No model takes part, so every answer is as true as its source. Where a recipe names a
+teacher, it writes the instruction; one that fails a gate gives way to the template's.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.dialogues.prompts import fill
+from pipeline.dialogues.evidence import Evidence
+from pipeline.dialogues.gates import IsLanguage, answer_misses_question, question_fault
+from pipeline.dialogues.prompts import TemplatePrompts, fill, unquoted
 from pipeline.languages import Language
-from pipeline.sample import Message, Passage, content_hash
+from pipeline.sample import Message, Passage, Section, content_hash
+from pipeline.teacher import TeacherClient
 from pipeline.tokens import estimate_tokens
 
 MIN_ANSWER_TOKENS = 20
@@ -32,6 +36,9 @@ class ReverseDialogue:
 
     messages: tuple[Message, ...]
     headings: tuple[str, ...]
+    request_keys: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+    prompt_version: str = ""
 
 
 def reverse_dialogues(passage: Passage, language: Language, seed: int, left_out: Counter[str]) -> Iterator[ReverseDialogue]:
@@ -42,6 +49,47 @@ def reverse_dialogues(passage: Passage, language: Language, seed: int, left_out:
         length = draw.choices(_TURNS, _TURN_WEIGHTS)[0]
         taken, turns = turns[:length], turns[length:]
         yield _dialogue(passage.title, taken, language, draw)
+
+
+async def with_written_instructions(
+    dialogue: ReverseDialogue,
+    passage: Passage,
+    language: Language,
+    client: TeacherClient,
+    is_language: IsLanguage | None = None,
+) -> ReverseDialogue:
+    """The dialogue with the questions that a teacher, shown one answer at a time, says it answers; TeacherError as `ask` has it.
+
+    A question has to pass the gates of grounded dialogues against its answer; otherwise the template's stays.
+    """
+    prompts = TemplatePrompts(language)
+    function_words = frozenset(language.rules.function_words)
+    messages: list[Message] = []
+    keys: list[str] = []
+    decisions: list[str] = []
+    answers = zip(dialogue.messages[::2], dialogue.messages[1::2], dialogue.headings, strict=True)
+    for number, (template, answer, heading) in enumerate(answers, 1):
+        shown = replace(passage, sections=(Section(heading, answer.content),))
+        attempt = next(prompts.attempts(shown, "question", (), random.Random(0)))
+        said = await client.ask(attempt.question.messages, max_tokens=attempt.question.max_tokens)
+        keys.append(said.request_key)
+        question = unquoted(said.text)
+        fault = question_fault(
+            question,
+            passage=Evidence(f"{passage.title}\n{answer.content}", function_words),
+            language=language,
+            earlier=[turn.content for turn in messages[::2]],
+            is_language=is_language,
+        ) or answer_misses_question(answer.content, question, language)
+        decisions.append(f"turn {number}: {f'{fault}, the template stays' if fault else 'the teacher wrote the instruction'}")
+        messages += [template if fault else Message("user", question), answer]
+    return replace(
+        dialogue,
+        messages=tuple(messages),
+        request_keys=tuple(keys),
+        decisions=tuple(decisions),
+        prompt_version=prompts.version,
+    )
 
 
 def _answers(passage: Passage, left_out: Counter[str]) -> Iterator[tuple[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import sys
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.clean.identify import BACKEND, other_language
+from pipeline.dialogues.gates import IsLanguage, passage_fault
 from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
-from pipeline.dialogues.in_order import Refused
-from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues
+from pipeline.dialogues.in_order import Refused, in_order
+from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues, with_written_instructions
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.files import Spool, file_hash
 from pipeline.languages import Language, load_language
 from pipeline.recipe import Dialogues, Recipe
 from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
 from pipeline.stage import Stage, StageRun, row_count, rows_of
-from pipeline.teacher import model_name, open_teacher
+from pipeline.teacher import TeacherClient, TeacherError, model_name, open_teacher
 
 TASK = "chat_specific"
 LEDGER_FOLDER = "teachers"
@@ -45,10 +47,10 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
     language = load_language(code)
     config: dict[str, Any] = {"mode": asdict(mode), "seed": recipe.seed}
     files: tuple[Path, ...] = ()
+    run = functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed)
     if mode.mode == "reverse":
         config["templates"] = content_hash(asdict(language.reverse))
-        run = functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed)
-    else:
+    if mode.teacher:
         teacher = recipe.teachers[mode.teacher or ""]
         # Not where the teacher is or how it is driven: only what changes its answers makes the stage anew.
         config["teacher"] = {
@@ -108,13 +110,52 @@ def _reverse_of(passage: Passage, run: StageRun, language: Language, seed: int, 
     if dialogues:
         run.keep(*(_reverse_sample(passage, dialogue, run.stage.name) for dialogue in dialogues))
     else:
-        run.drop(_dropped(passage, "no_section_can_answer", ", ".join(f"{k} {n}" for k, n in sorted(left_out.items()))))
+        run.drop(_dropped(passage, "no_section_can_answer", _in_words(left_out)))
     return len(dialogues)
 
 
-def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str) -> Sample:
+def _in_words(left_out: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(left_out.items()))
+
+
+def _reverse_sample(passage: Passage, dialogue: ReverseDialogue, stage: str, teacher: str = "") -> Sample:
     headings = ", ".join(heading or "(lead)" for heading in dialogue.headings)
-    return _sample(passage, dialogue.messages, "reverse", decisions=(Decision(stage, f"the answers are the sections {headings}"),))
+    lineage = {"teacher": teacher, "prompt_version": dialogue.prompt_version, "request_keys": dialogue.request_keys}
+    return _sample(
+        passage,
+        dialogue.messages,
+        "reverse",
+        decisions=tuple(Decision(stage, text) for text in (f"the answers are the sections {headings}", *dialogue.decisions)),
+        **(lineage if teacher else {}),
+    )
+
+
+def _instructed_dialogues(
+    passages: Iterable[Passage],
+    language: Language,
+    client: TeacherClient,
+    *,
+    seed: int,
+    count: int,
+    is_language: IsLanguage,
+) -> AsyncIterator[tuple[Passage, list[ReverseDialogue] | Refused]]:
+    """Reverse dialogues of which a teacher writes the instructions."""
+
+    async def write(passage: Passage) -> list[ReverseDialogue] | Refused:
+        left_out: Counter[str] = Counter()
+        dialogues = list(reverse_dialogues(passage, language, seed, left_out))
+        if not dialogues:
+            return Refused(reason="no_section_can_answer", detail=_in_words(left_out))
+        if reason := passage_fault(passage.title, language) or passage_fault(passage.text, language):
+            return Refused(reason=reason)
+        try:
+            return [await with_written_instructions(d, passage, language, client, is_language) for d in dialogues]
+        except TeacherError as error:
+            return Refused(reason="teacher_failed", detail=str(error), fault=error.status)
+
+    return in_order(
+        passages, write, slots=client.max_concurrency, count=count, worth=lambda o: 0 if isinstance(o, Refused) else len(o)
+    )
 
 
 def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
@@ -142,16 +183,22 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                 yield passage
 
         async with open_teacher(name, teacher, ledger) as client:
-            outcomes = grounded_dialogues(
-                take(),
-                language,
-                client,
-                seed=recipe.seed,
-                count=mode.count or tried,
-                closed_book=mode.mode == "closed_book",
-                is_language=is_language,
-                min_grounded=mode.min_grounded,
-            )
+            outcomes: AsyncIterator[tuple[Passage, Dialogue | list[ReverseDialogue] | Refused]]
+            if mode.mode == "reverse":
+                outcomes = _instructed_dialogues(
+                    take(), language, client, seed=recipe.seed, count=mode.count or sys.maxsize, is_language=is_language
+                )
+            else:
+                outcomes = grounded_dialogues(
+                    take(),
+                    language,
+                    client,
+                    seed=recipe.seed,
+                    count=mode.count or tried,
+                    closed_book=mode.mode == "closed_book",
+                    is_language=is_language,
+                    min_grounded=mode.min_grounded,
+                )
             async for passage, outcome in outcomes:
                 taken.popleft()
                 done += 1
@@ -159,9 +206,13 @@ def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
                 if isinstance(outcome, Refused):
                     run.drop(_dropped(passage, outcome.reason, outcome.detail))
                     run.run_again |= outcome.reason == "teacher_failed"
-                else:
+                elif isinstance(outcome, Dialogue):
                     run.keep(_grounded_sample(passage, outcome, mode.mode, model_name(teacher), run.stage.name))
                     made += 1
+                else:
+                    wanted = outcome[: None if mode.count is None else mode.count - made]
+                    run.keep(*(_reverse_sample(passage, dialogue, run.stage.name, model_name(teacher)) for dialogue in wanted))
+                    made += len(wanted)
             run.usage = {"teacher": name, **asdict(client.usage)}
         return list(taken)
 

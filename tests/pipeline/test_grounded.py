@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pipeline.dialogues.grounded import Dialogue, grounded_dialogues, unquoted
+from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
 from pipeline.dialogues.in_order import Refused, _Failures
-from pipeline.dialogues.prompts import fill
+from pipeline.dialogues.prompts import fill, unquoted
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
 from pipeline.sample import Passage, Section, Source
