@@ -45,6 +45,9 @@ class Knowledge:
     """Documents with none of these in title or text leave."""
     without_keywords: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Documents with one of these in title or text leave."""
+    categories: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Of a Wikipedia dump: pages that stand in none of these, nor in a category at most `category_depth` steps below, leave."""
+    category_depth: Annotated[int, Field(ge=0)] = 3
     simplified: bool = True
     """Chinese only: traditional characters to simplified ones."""
     source: str = ""
@@ -318,6 +321,8 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
             yield f"knowledge.{code}: {code!r} is not among languages"
         if knowledge.path.startswith("hub:") and knowledge.kind != "dataset":
             yield f"knowledge.{code}.path = {knowledge.path!r}: only kind = 'dataset' reads from the hub"
+        if knowledge.categories and knowledge.kind != "wikipedia-dump":
+            yield f"knowledge.{code}.categories: only a wikipedia-dump has them, not kind = {knowledge.kind!r}"
         if knowledge.min_tokens > knowledge.max_tokens:
             yield f"knowledge.{code}.min_tokens = {knowledge.min_tokens}: is more than max_tokens = {knowledge.max_tokens}"
         if not recipe.dialogues.get(code):

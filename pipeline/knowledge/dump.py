@@ -8,6 +8,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -17,6 +18,7 @@ import mwxml
 from mwxml.errors import MalformedXML
 
 from pipeline.errors import InputError
+from pipeline.knowledge.categories import CategoryLinks, below, named
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.wikitext import WikitextCleaner
 from pipeline.languages import Language
@@ -26,8 +28,13 @@ _MALFORMED = (ParseError, MalformedXML, ValueError, AssertionError, AttributeErr
 _REDIRECT = re.compile(r"^\s*#\w+\s*:?\s*\[\[")
 
 
-def read_dump(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
+def read_dump(
+    path: Path, language: Language, *, source: str, licence: str, categories: tuple[str, ...] = (), depth: int = 0
+) -> Iterator[Document]:
     """Every page of the dump in its order; redirects and pages outside the main namespace are skips that are only counted.
+
+    Where `categories` are given, so are pages that stand in none of them, nor in one at most `depth` steps below; the dump is
+    then read twice.
 
     Raises InputError naming the file when it is missing, empty, cut off, not a dump, or not UTF-8.
     """
@@ -35,20 +42,40 @@ def read_dump(path: Path, language: Language, *, source: str, licence: str) -> I
         with open_dump(path) as file:
             if not file.read(1):
                 raise InputError(f"{path}: is empty; expected a MediaWiki XML dump")
+        chosen = below(categories, _category_edges(path, language), depth) if categories else None
         with open_dump(path) as file:
-            yield from read_pages(path, file, language, source=source, licence=licence)
+            yield from read_pages(path, file, language, source=source, licence=licence, chosen=chosen)
     except EOFError as error:
         raise InputError(f"{path}: is cut off (the compressed stream ends early); fetch it again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
 
 
-def read_pages(path: Path, file: IO[bytes], language: Language, *, source: str, licence: str) -> Iterator[Document]:
-    """Every page of an open dump; `path` stands in errors."""
-    cleaner: WikitextCleaner | None = None
+def read_pages(
+    path: Path, file: IO[bytes], language: Language, *, source: str, licence: str, chosen: frozenset[int] | None = None
+) -> Iterator[Document]:
+    """Every page of an open dump; `path` stands in errors, `chosen` are the categories that a page has to be in."""
+    cleaner = links = None
     for site, page, revision in _pages(path, file):
-        cleaner = cleaner or _cleaner(language, tuple(namespaces(language, site).items()))
-        yield _document(site, page, revision, cleaner, language, source, licence)
+        if cleaner is None or links is None:
+            names = namespaces(language, site)
+            cleaner, links = _cleaner(language, tuple(names.items())), CategoryLinks(names)
+        document = _document(site, page, revision, cleaner, language, source, licence)
+        if chosen is not None and not document.skip and chosen.isdisjoint(links.of(document.text)):
+            document = replace(document, skip="outside_categories", pass_over=True)
+        yield document
+
+
+def _category_edges(path: Path, language: Language) -> Iterator[tuple[int, int]]:
+    """Every category that has a page, with itself and with each that it stands in."""
+    links = None
+    with open_dump(path) as file:
+        for site, page, revision in _pages(path, file):
+            links = links or CategoryLinks(namespaces(language, site))
+            if page.namespace == 14:
+                own = named(page.title.partition(":")[2] or page.title)
+                yield own, own
+                yield from ((own, parent) for parent in links.of((revision.text if revision else "") or ""))
 
 
 @functools.lru_cache(maxsize=4)

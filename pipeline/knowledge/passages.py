@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import opencc
 
@@ -79,7 +80,9 @@ def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: in
     def enough() -> bool:
         return knowledge.max_documents is not None and used == knowledge.max_documents
 
-    source = {"source": knowledge.source, "licence": knowledge.licence}
+    source: dict[str, Any] = {"source": knowledge.source, "licence": knowledge.licence}
+    if knowledge.categories:
+        source |= {"categories": knowledge.categories, "depth": knowledge.category_depth}
     if knowledge.max_documents is not None and (index := _index(knowledge, path)):
         pages = DrawnPages(path, index, load_language(code), functools.partial(_draw, seed), **source)
         sampled = _lowest(pages, knowledge.max_documents, enough, run)
@@ -166,7 +169,8 @@ def _draw(seed: int, document_id: str) -> int:
 
 
 def _index(knowledge: Knowledge, path: Path) -> Path | None:
-    return index_of(path) if knowledge.kind == "wikipedia-dump" else None
+    """A multistream dump's; where categories choose, the whole dump is read anyway."""
+    return index_of(path) if knowledge.kind == "wikipedia-dump" and not knowledge.categories else None
 
 
 def _nothing(text: str) -> list[Section]:

@@ -29,10 +29,10 @@ def dump(*pages: str, site: str = SITE) -> bytes:
 
 @pytest.fixture
 def read(tmp_path):
-    def read(content: bytes, name: str = "frwiki.xml"):
+    def read(content: bytes, name: str = "frwiki.xml", **options):
         path = tmp_path / name
         path.write_bytes(content)
-        return list(read_dump(path, load_language("fr"), source="", licence="CC BY-SA 4.0"))
+        return list(read_dump(path, load_language("fr"), source="", licence="CC BY-SA 4.0", **options))
 
     return read
 
@@ -130,3 +130,37 @@ def test_a_missing_dump_is_refused_by_name(tmp_path):
 def test_a_folder_is_no_dump(tmp_path):
     with pytest.raises(InputError, match="Is a directory"):
         list(read_dump(tmp_path, load_language("fr"), source="", licence=""))
+
+
+CATEGORIES = dump(
+    page("Catégorie:Bretagne", "Rien.", 14, 1),
+    page("Catégorie:Fest-noz", "[[Catégorie:bretagne|*]]", 14, 2),
+    page("Catégorie:Sonneur de fest-noz", "[[Category: Fest-noz ]]", 14, 3),
+    page("Catégorie:Cercle", "[[Catégorie:Sonneur de fest-noz]] [[Catégorie:Cercle]]", 14, 4),
+    page("Menhir", "Une pierre. [[catégorie:Bretagne]]", 0, 5),
+    page("Sonneur", "Il joue. [[Catégorie:Sonneur_de_fest-noz|Sonneur]]", 0, 6),
+    page("Ronde", "Elle tourne. [[Catégorie:Cercle]]", 0, 7),
+    page("Volcan", "Il fume, et la [[:Catégorie:Bretagne]] est loin. [[Catégorie:Montagne]]", 0, 8),
+)
+
+
+@pytest.mark.parametrize(
+    ("depth", "titles"),
+    [
+        (0, ["Menhir"]),
+        (1, ["Menhir"]),
+        (2, ["Menhir", "Sonneur"]),
+        (3, ["Menhir", "Sonneur", "Ronde"]),
+        (99, ["Menhir", "Sonneur", "Ronde"]),
+    ],
+)
+def test_pages_are_chosen_by_the_categories_that_they_stand_below(read, depth, titles):
+    documents = read(CATEGORIES, categories=("bretagne",), depth=depth)
+    assert [document.title for document in documents if not document.skip] == titles
+    (volcano,) = (document for document in documents if document.title == "Volcan")
+    assert volcano.skip == "outside_categories" and volcano.pass_over
+
+
+def test_a_category_that_the_dump_does_not_have_is_refused(read):
+    with pytest.raises(InputError, match="categories: the dump has none called 'Bretange'"):
+        read(CATEGORIES, categories=("Bretagne", "Bretange"), depth=1)
