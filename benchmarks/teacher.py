@@ -2,6 +2,7 @@
 
     python benchmarks/teacher.py                 # healthy and faulty, ~3 minutes
     python benchmarks/teacher.py --kills 20      # killed so many times on the way
+    python benchmarks/teacher.py --peers data-designer=/venv/bin/python curator=/other/bin/python   # beside them, in the same run
     python benchmarks/teacher.py --report        # only print what was measured
 
 The server runs in a process of its own on loopback, like the client, and answers as vLLM does: beyond its slots requests queue,
@@ -49,6 +50,7 @@ MEAN_S, SIGMA = 1.0, 0.5
 FAULTS = ("429", "500", "503", "reset", "junk", "empty", "no choices", "hang")
 FAULT_SHARE = 0.2
 TIMEOUT_S = 10.0
+PEER_TIMEOUT_S = 300.0
 MIDDLE = 0.8
 RESULTS = Path(__file__).parent / "results" / "teacher.json"
 
@@ -88,7 +90,11 @@ class Server:
         return app
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        question = json.loads(await request.read())["messages"][-1]["content"]
+        messages = json.loads(await request.read())["messages"]
+        if not messages:
+            return web.json_response({"error": {"message": "no messages"}}, status=400)
+        content = messages[-1]["content"]
+        question = content if isinstance(content, str) else "".join(part["text"] for part in content)
         async with self._slots:
             attempt = self._attempts[question[:40]]
             self._attempts[question[:40]] += 1
@@ -115,8 +121,12 @@ class Server:
         text = "" if fault == "empty" else f"The answer to {question[:40]!r}. " + "It goes on for a while. " * 8
         return web.json_response(
             {
+                "id": f"chatcmpl-{attempt}",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
                 "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-                "usage": {"prompt_tokens": 300, "completion_tokens": 60},
+                "usage": {"prompt_tokens": 300, "completion_tokens": 60, "total_tokens": 360},
             }
         )
 
@@ -268,30 +278,57 @@ def ideal_seconds(count: int, fault_share: float) -> float:
     return end
 
 
+def peer_command(url: str, folder: Path, count: int, python: str, name: str) -> list[str]:
+    folder.mkdir()
+    return [python, str(Path(__file__).with_name("teacher_peers.py")), name, url, str(folder), str(count)]
+
+
 RUNS = {"healthy": ("glotloom", 0.0), "healthy, by hand": ("by hand", 0.0), "one in five fails": ("glotloom", FAULT_SHARE)}
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
-def healthy_and_faulty(count: int, repeats: int, work: Path) -> dict[str, Any]:
-    """The clients take turns."""
+def healthy_and_faulty(count: int, repeats: int, work: Path, peers: dict[str, str]) -> dict[str, Any]:
+    """The clients take turns. `peers`: names with the Python of each one's environment."""
+    titles = RUNS | {f"healthy, {peer}": (peer, 0.0) for peer in peers}
+    titles |= {f"one in five fails, {peer}": (peer, FAULT_SHARE) for peer in peers}
     runs: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    for repeat, (name, share) in itertools.product(range(repeats), RUNS.values()):
-        file = work / f"{share}-{repeat}.sqlite"
+    for repeat, (name, share) in itertools.product(range(repeats), titles.values()):
+        file = work / f"{name}-{share}-{repeat}.sqlite"
         with server(MEAN_S, share) as url:
-            done = subprocess.run(command(url, file, count, name), stdout=subprocess.PIPE, text=True, check=True)
-            run = json.loads(done.stdout) | {"slots_busy": asyncio.run(asked_of(url, "stats"))["busy"]}
+            if name in peers:
+                run = peer_run(peer_command(url, file.with_suffix(""), count, peers[name], name), count)
+            else:
+                done = subprocess.run(command(url, file, count, name), stdout=subprocess.PIPE, text=True, check=True)
+                run = json.loads(done.stdout) | {"good_answers": count}
+            stats = asyncio.run(asked_of(url, "stats"))
+            run |= {"slots_busy": stats["busy"], "requests": stats["requests"]}
         assert name != "glotloom" or len(Ledger(file)) == count  # every one answered, and kept
         runs[name, share].append(run)
         print(f"{name}, {share:.0%} of attempts fail: {run}", file=sys.stderr)
     result = {}
-    for title, (name, share) in RUNS.items():
+    for title, (name, share) in titles.items():
         ideal = ideal_seconds(count, share)
         own = [run | {"times_ideal": run["seconds"] / ideal} for run in runs[name, share]]
         result[title] = {"requests_wanted": count, "ideal_seconds": round(ideal, 2)}
-        for key in ("seconds", "times_ideal", "slots_busy", "cpu_ms_per_request", "peak_mib", "requests"):
+        for key in ("seconds", "times_ideal", "slots_busy", "cpu_ms_per_request", "peak_mib", "requests", "good_answers"):
             result[title][key] = spread([run[key] for run in own], 4)
+    return result
+
+
+def peer_run(command: list[str], count: int) -> dict[str, Any]:
+    """What the peer says of its run; one that does not end within `PEER_TIMEOUT_S` has no good answers."""
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PEER_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or "\nRESULT " not in done.stdout:
+        print(done.stdout[-3000:] if done else f"not done within {PEER_TIMEOUT_S} s", file=sys.stderr)
+        return {"seconds": time.perf_counter() - began, "cpu_ms_per_request": 0.0, "peak_mib": 0, "good_answers": 0}
+    result: dict[str, Any] = json.loads(done.stdout.rpartition("\nRESULT ")[2])
+    assert result["good_answers"] <= result["answers"] <= count
     return result
 
 
@@ -367,12 +404,13 @@ def look_ups(work: Path, count: int) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> str:
     lines = [
-        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | seconds | x ideal | slots busy | CPU, ms a request | peak, MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | seconds | x ideal | slots busy | CPU, ms a request | peak, MiB | good answers |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name in RUNS:
+    for name in (*RUNS, *(title for title in results if ", " in title and title not in RUNS)):
         if run := results.get(name):
-            cells = [_cell(run[key]) for key in ("seconds", "times_ideal", "slots_busy", "cpu_ms_per_request", "peak_mib")]
+            keys = ("seconds", "times_ideal", "slots_busy", "cpu_ms_per_request", "peak_mib", "good_answers")
+            cells = [_cell(run[key]) for key in keys if key in run]
             lines.append(f"| {name} | {run['requests_wanted']:,} | {' | '.join(cells)} |")
     if run := results.get("killed"):
         lines += [
@@ -395,6 +433,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, help="kill one run so many times, and its continuation as often")
+    parser.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help="data-designer, curator: run beside them")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only print what was measured")
     parser.add_argument("--one", nargs=3, metavar=("CLIENT", "URL", "LEDGER"), help=argparse.SUPPRESS)
@@ -408,7 +447,10 @@ def main() -> int:
             if given.kills:
                 results["killed"] = killed(given.kills, Path(folder))
             else:
-                results |= healthy_and_faulty(given.requests, given.repeats, Path(folder))
+                peers = dict(peer.split("=", 1) for peer in given.peers)
+                results |= healthy_and_faulty(given.requests, given.repeats, Path(folder), peers)
+                    given.requests, given.repeats, Path(folder), dict(p.split("=", 1) for p in given.peers)
+                )
                 results["look_ups"] = look_ups(Path(folder), 200_000)
         results["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         given.out.parent.mkdir(exist_ok=True)
