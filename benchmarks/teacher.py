@@ -317,11 +317,14 @@ def healthy_and_faulty(count: int, repeats: int, work: Path, peers: dict[str, st
     return result
 
 
+_OUTPUT: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": PEER_TIMEOUT_S}
+
+
 def peer_run(command: list[str], count: int) -> dict[str, Any]:
     """What the peer says of its run; one that does not end within `PEER_TIMEOUT_S` has no good answers."""
     began = time.perf_counter()
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PEER_TIMEOUT_S, check=False)
+        done = subprocess.run(command, check=False, **_OUTPUT)
     except subprocess.TimeoutExpired:
         done = None
     if done is None or "\nRESULT " not in done.stdout:
@@ -404,7 +407,7 @@ def look_ups(work: Path, count: int) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> str:
     lines = [
-        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | seconds | x ideal | slots busy | CPU, ms a request | peak, MiB | good answers |",
+        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | s | x ideal | slots busy | CPU, ms a request | peak, MiB | good answers |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in (*RUNS, *(title for title in results if ", " in title and title not in RUNS)):
@@ -449,8 +452,6 @@ def main() -> int:
             else:
                 peers = dict(peer.split("=", 1) for peer in given.peers)
                 results |= healthy_and_faulty(given.requests, given.repeats, Path(folder), peers)
-                    given.requests, given.repeats, Path(folder), dict(p.split("=", 1) for p in given.peers)
-                )
                 results["look_ups"] = look_ups(Path(folder), 200_000)
         results["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         given.out.parent.mkdir(exist_ok=True)
