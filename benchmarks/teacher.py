@@ -407,7 +407,7 @@ def look_ups(work: Path, count: int) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> str:
     lines = [
-        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | s | x ideal | slots busy | CPU, ms a request | peak, MiB | good answers |",
+        f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | s | x ideal | slots busy | CPU, ms a request | MiB | good answers |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in (*RUNS, *(title for title in results if ", " in title and title not in RUNS)):

@@ -74,6 +74,9 @@ class Workers(Generic[Item, Result]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_MAIN = threading.Lock()
+
+
 @contextmanager
 def _without_main() -> Iterator[None]:
     """A spawned process runs the script that it came from again, which would start all anew where that has no guard.
@@ -81,14 +84,15 @@ def _without_main() -> Iterator[None]:
     What it needs is in modules of their own, so it is told of no script.
     """
     script = sys.modules["__main__"]
-    told = {name: vars(script)[name] for name in ("__file__", "__spec__") if name in vars(script)}
-    for name in told:
-        setattr(script, name, None)
-    try:
-        yield
-    finally:
-        for name, value in told.items():
-            setattr(script, name, value)
+    with _MAIN:
+        told = {name: vars(script)[name] for name in ("__file__", "__spec__") if name in vars(script)}
+        for name in told:
+            setattr(script, name, None)
+        try:
+            yield
+        finally:
+            for name, value in told.items():
+                setattr(script, name, value)
 
 
 def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

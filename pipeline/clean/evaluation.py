@@ -96,7 +96,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _array(path: Path) -> Iterator[dict[str, Any]]:
     """Of a `.json` file the objects of its one array; one with an object a line is read as such."""
     try:
-        rows = json.loads(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        rows = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair passes as JSON
+            json.dumps(rows, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: is not Unicode: {error.reason}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     except ValueError:

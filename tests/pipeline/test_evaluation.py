@@ -74,6 +74,7 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_not_of_the_items(tsv
         ("a.jsonl", b'{"question": null}', r"a\.jsonl: row 1: has none of the keys question, prompt"),
         ("a.jsonl", b"[]", r"a\.jsonl: line 1: is not a JSON object"),
         ("a.json", b'{"data": []}', r"a\.json: row 1: has none of the keys"),
+        ("a.json", b'[{"question": "\\ud800"}]', r"a\.json: is not Unicode"),
         ("a.json", b'["x"]', r"a\.json: expected an array of objects"),
         ("a.json", b'[{"question": "x"}', r"a\.json: line 1: is not JSON"),
         ("a.json", b"[]", r"a\.json: holds no item"),
