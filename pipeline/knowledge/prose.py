@@ -33,6 +33,8 @@ _STRAY_TAG = re.compile(
 _FAULTS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|</?(?:ref|math|gallery)\b[^<>\n]*>?|\bthumb\|", re.IGNORECASE)
 _DEBRIS = re.compile(r"^\s*(?:\||!\s|!!)")
 
+# "alphabets.[3]": copied from a page as it is shown, a reference and no markup.
+_PASTED_REFERENCE = re.compile(r"(?<=[.,;:!?”\"»。，！？])(?:\[\d{1,3}\])+(?=\s|$)")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]*[(（](?:[\s,;:，；、：،؛/–—-]|\b(?:e\.g\.|i\.e\.|see|cf\.))*[)）]")
 _HOLED_BRACKETS = re.compile(rf"[ \u00a0]*[(（][^()（）\n]*{HOLE}[^()（）\n]*[)）]")
 _AFTER_BRACKET = re.compile(r"([(（])[\s,;,；、]+")
@@ -114,7 +116,7 @@ def tidy_heading(text: str) -> str:
 
 
 def _cleaned(text: str) -> str:
-    text = _INVISIBLE.sub("", _MAGIC_WORD.sub("", text)).replace("\u00a0", " ")
+    text = _PASTED_REFERENCE.sub("", _INVISIBLE.sub("", _MAGIC_WORD.sub("", text)).replace("\u00a0", " "))
     text = _STRAY_TAG.sub("", _STRAY_COMMENT.sub("", text))
     text = _QUOTE_MARKUP.sub("", _BOLD_LINE.sub(rf"{TERM}\1\2", text))
     text = _FAULTS.sub(FAULT, text)

@@ -82,6 +82,12 @@ def test_a_comment_anywhere_changes_nothing(place):
         assert prose(f"{page[:place]}<!-- c -->{page[place:]}") == "See bar here, as it is."
 
 
+def test_a_reference_that_was_pasted_as_shown_goes():
+    assert prose("It runs left to right.[3] So does Greek,[12][13] and an array x[1] stays.") == (
+        "It runs left to right. So does Greek, and an array x[1] stays."
+    )
+
+
 def test_a_comment_alone_on_its_line_parts_no_paragraph():
     assert prose("One line\n<!-- c -->\nand the next.") == "One line and the next."
 
