@@ -74,7 +74,7 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
         f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
         f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"
     )
-    for line in usage_in_words(out):
+    for line in usage_in_words(out, progress.made):
         click.echo(line)
     if missing := dataset.languages_without_rows:
         click.echo(

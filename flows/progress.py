@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Never, Self
@@ -16,10 +16,11 @@ from pipeline.stage import StepReport
 
 
 class ProgressBar:
-    """A `pipeline` progress callback; `unit` names what is counted."""
+    """A `pipeline` progress callback; `unit` names what is counted. `made`: the stages made now, by their reports."""
 
     def __init__(self, unit: str = "rows") -> None:
         self._unit = unit
+        self.made: set[str] = set()
         self._stage: str | None = None
         self._bar: tqdm[Never] | None = None
         self._started = self._last = 0.0
@@ -48,6 +49,7 @@ class ProgressBar:
         """One line for a stage that was made now; what was finished before has had no progress and is passed over."""
         if self._stage == report.stage:
             seconds = self._last - self._started
+            self.made.add(report.stage)
             self._finish()
             tqdm.write(f"{in_words(report)}, {seconds:.1f} s", file=sys.stderr)
 
@@ -66,9 +68,11 @@ class ProgressBar:
         self._finish()
 
 
-def usage_in_words(dataset: Path) -> Iterator[str]:
-    """What each stage of a build asked a teacher for, as lines."""
+def usage_in_words(dataset: Path, stages: Container[str] | None = None) -> Iterator[str]:
+    """What the stages that made a dataset, or those of `stages`, asked a teacher for, as lines."""
     for stage, used in json.loads((dataset / "usage.json").read_text("utf-8")).items():
+        if stages is not None and stage not in stages:
+            continue
         cost = f", cost {used['cost']:.2f}" if used["cost"] else ""
         yield (
             f"{stage}: teacher {used['teacher']}, {used['requests']} requests ({used['retries']} retries), "

@@ -346,6 +346,8 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
 
 
 def _teacher_problems(recipe: Recipe, key: str, mode: Dialogues) -> Iterable[str]:
+    if mode.mode == "reverse" and mode.min_grounded != Dialogues.min_grounded:
+        yield f"{key}.min_grounded: has no effect with mode 'reverse', whose answers are the passages themselves"
     if mode.teacher is None:
         if mode.mode != "reverse":
             yield f"{key}: mode {mode.mode!r} needs a teacher"

@@ -57,7 +57,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     }
     return Stage(
         name=f"passages-{code}",
-        version=4,
+        version=5,
         run=functools.partial(
             _run,
             knowledge=replace(knowledge, tokenizer=str(tokenizer or "")),

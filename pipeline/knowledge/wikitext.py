@@ -16,6 +16,7 @@ from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, 
 
 from pipeline.knowledge.prose import (
     BULLET,
+    FAULT,
     GONE,
     HOLE,
     INDENT,
@@ -46,20 +47,51 @@ _SHIFTED = {"sup": raised, "sub": lowered}
 _NAMED = frozenset("texte text текст alt lc since bare e u ul adj".split())
 
 # References and comments: a quarter of a page's wikitext, a third of the parser's work. What is shown as it stands is left
-# alone, and a reference within which another begins is left to the parser.
+# alone. A reference within which another begins was never closed.
 _UNSEEN = re.compile(
-    r"(?P<shown><(?P<tag>nowiki|pre|source|syntaxhighlight)\b[^<>]*(?<!/)>.*?</(?P=tag)\s*>)"
-    r"|(?P<comment>(?<=\n)[ \t]*<!--.*?-->[ \t]*\n|<!--.*?-->)|<ref\b[^<>]*/>|<ref\b[^<>]*>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref\s*>",
-    re.DOTALL | re.IGNORECASE,
+    r"<(?:(?P<comment>!--)|(?P<shown>nowiki|pre|source|syntaxhighlight)\b[^<>]*(?<!/)>"
+    r"|ref\b[^<>]*/>|ref\b[^<>]*>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref\s*>|(?P<unclosed>ref)\b[^<>]*>)",
+    re.IGNORECASE,
 )
+_ENDS = {tag: re.compile(rf"</{tag}\s*>", re.IGNORECASE) for tag in ("nowiki", "pre", "source", "syntaxhighlight")}
+_ENDS["!--"] = re.compile("-->")
+_LINE_END = re.compile(r"[ \t]*\n")
 _NOTHING = "<ref/>"  # of a reference: not a comment, which would end one that was never closed
 
 _VARIANT = re.compile(r"-\{(.*?)\}-", re.DOTALL)
 
 
-def _without_unseen(match: re.Match[str]) -> str:
-    """A comment leaves nothing, for it may stand within a link's target; one alone on its line takes the line along (MediaWiki)."""
-    return match["shown"] or ("" if match["comment"] else _NOTHING)
+def _without_unseen(text: str) -> str:
+    """The page without comments and references.
+
+    A comment leaves nothing, for it may stand within a link's target; one alone on its line takes the line along, one that is
+    never closed the rest of the page (MediaWiki). Other tags that are never closed are faults, and no work for the parser.
+    """
+    pieces: list[str] = []
+    taken = position = 0
+    unclosed = {"ref"}  # what has no end any more, so that nobody looks for it again
+    while (begin := _UNSEEN.search(text, position)) is not None:
+        before, position = text[taken : begin.start()], begin.end()
+        kind = (begin["comment"] or begin["shown"] or begin["unclosed"] or "").lower()
+        end = _ENDS[kind].search(text, position) if kind and kind not in unclosed else None
+        if end is not None:
+            position = end.end()
+        if not kind:
+            pieces += before, _NOTHING
+        elif kind == "!--":
+            line, after = before.rstrip(" \t"), _LINE_END.match(text, position)
+            if after and text.endswith("\n", 0, taken + len(line)):
+                before, position = line, after.end()
+            pieces.append(before)
+            if end is None:
+                return "".join(pieces)
+        elif end is None:
+            unclosed.add(kind)
+            pieces += before, "" if kind == "nowiki" else FAULT
+        else:
+            continue
+        taken = position
+    return "".join([*pieces, text[taken:]])
 
 
 class WikitextCleaner:
@@ -80,7 +112,7 @@ class WikitextCleaner:
 
         A sub-section (level 3 and deeper) goes on under its own heading, and an apparatus section takes its sub-sections along.
         """
-        seen = _UNSEEN.sub(_without_unseen, unmarked(text))
+        seen = _without_unseen(unmarked(text))
         code = mwparserfromhell.parse(_resolve_variants(seen), skip_style_tags=True)
         result: list[Section] = []
         heading, level, skip_below = "", 0, 0

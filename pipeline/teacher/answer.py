@@ -63,15 +63,17 @@ def read_answer(body: bytes, key: str, *, redact: Callable[[str], str]) -> Answe
         raise PassingError(f"not Unicode: {_excerpt(body, redact)}", status=200, tries=MALFORMED_TRIES) from None
     except (KeyError, IndexError, TypeError, AttributeError):
         raise PassingError(f"no choices in {_excerpt(body, redact)}", status=200, tries=MALFORMED_TRIES) from None
-    if not text:
-        raise PassingError(f"an empty answer (finish_reason {finish_reason!r})", status=200, tries=MALFORMED_TRIES)
     usage = response.get("usage")
+    tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if not text:
+        message = f"an empty answer (finish_reason {finish_reason!r})"
+        raise PassingError(message, status=200, tries=MALFORMED_TRIES, tokens=tokens)
     return Answer(
         text=text,
         finish_reason=finish_reason,
         request_key=key,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
     )
 
 

@@ -23,8 +23,8 @@ from pipeline.teacher.ledger import Ledger
 from pipeline.teacher.pace import Outcome, Pace
 from pipeline.tokens import estimate_tokens
 
-TRANSPORT_TRIES = 8
-"""With waits of 0.5, 1, 2 … 16, 20 s, each shortened by up to a half, a server may be gone for 25 s at least."""
+TRANSPORT_TRIES = 9
+"""With waits of 0.5, 1, 2 … 16, 20, 20 s, each shortened by up to a half, a server may be gone for 35 s at least."""
 FIRST_CONTACT_TRIES = 3
 """As long as the endpoint never answered anything, a wrong address is likelier than an outage."""
 LONGEST_WAIT_S = 20.0
@@ -149,11 +149,14 @@ class TeacherClient:
         if not answer.prompt_tokens + answer.completion_tokens:
             prompt = sum(estimate_tokens(m.content) for m in messages)
             answer = replace(answer, prompt_tokens=prompt, completion_tokens=estimate_tokens(answer.text))
-        self.usage.prompt_tokens += answer.prompt_tokens
-        self.usage.completion_tokens += answer.completion_tokens
-        self.usage.cost += (cost := self._cost(answer.prompt_tokens, answer.completion_tokens))
-        self._spent += cost
+        self._pay(answer.prompt_tokens, answer.completion_tokens)
         return await self._ledger.keep(answer, max_tokens)
+
+    def _pay(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        self.usage.cost += (cost := self._cost(prompt_tokens, completion_tokens))
+        self._spent += cost
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self._prices[0] + completion_tokens * self._prices[1]) / 1e6
@@ -176,6 +179,9 @@ class TeacherClient:
                 return answer
             except PassingError as fault:
                 outcome = fault.outcome
+                if any(fault.tokens):
+                    self._pay(*fault.tokens)
+                    await self._ledger.discard(*fault.tokens)
                 met[fault.tries] += 1
                 tried = met.total()
                 if met[fault.tries] >= fault.tries or (self._nobody_answers() and tried >= FIRST_CONTACT_TRIES):

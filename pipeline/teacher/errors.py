@@ -25,12 +25,22 @@ class PassingError(Exception):
     """A failed attempt that may well succeed when repeated; never leaves this package.
 
     `tries` is the number of faults of this kind that a request is given up at, `wait_s` what `Retry-After` asked for,
-    `outcome` what it says of the server's load.
+    `outcome` what it says of the server's load, `tokens` what an answer that is thrown away cost, of prompt and completion.
     """
 
-    def __init__(self, message: str, *, status: int = 0, tries: int, wait_s: float = 0.0, outcome: Outcome = "answered") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        tries: int,
+        wait_s: float = 0.0,
+        outcome: Outcome = "answered",
+        tokens: tuple[int, int] = (0, 0),
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.tries = tries
         self.wait_s = wait_s
         self.outcome = outcome
+        self.tokens = tokens

@@ -33,12 +33,18 @@ CREATE TABLE IF NOT EXISTS answer (
     completion_tokens INTEGER NOT NULL,
     PRIMARY KEY (request_key, max_tokens)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS discarded (prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL);
 """
 
 _FIND = """
 SELECT text, finish_reason, request_key, prompt_tokens, completion_tokens FROM answer
 WHERE request_key = ? AND (max_tokens = ? OR max_tokens < ? AND finish_reason <> 'length')
 ORDER BY finish_reason = 'length', max_tokens LIMIT 1
+"""
+
+_TOKENS = """
+SELECT sum(prompt_tokens), sum(completion_tokens)
+FROM (SELECT prompt_tokens, completion_tokens FROM answer UNION ALL SELECT prompt_tokens, completion_tokens FROM discarded)
 """
 
 _KEEP = "INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -68,8 +74,8 @@ class Ledger:
         return count
 
     def tokens(self) -> tuple[int, int]:
-        """Of prompts and of completions, over all answers."""
-        prompt, completion = self._reader.execute("SELECT sum(prompt_tokens), sum(completion_tokens) FROM answer").fetchone()
+        """Of prompts and of completions, over all answers, the discarded ones too."""
+        prompt, completion = self._reader.execute(_TOKENS).fetchone()
         return prompt or 0, completion or 0
 
     def find(self, request_key: str, max_tokens: int) -> Answer | None:
@@ -86,6 +92,10 @@ class Ledger:
         if self._committing is None:
             self._committing = loop.create_task(self._commit_waiting())
         return await kept
+
+    async def discard(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """An answer that cost as much and is of no use: a budget counts it, and nobody will find it."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._discard, prompt_tokens, completion_tokens)
 
     async def close(self) -> None:
         """Commit what waits, then release the file."""
@@ -123,6 +133,13 @@ class Ledger:
             self._writer.executemany(_KEEP, rows)
         keys = [(answer.request_key, limit, limit) for answer, limit in batch]
         return [_answer(self._writer.execute(_FIND, key).fetchone()) for key in keys]
+
+    def _discard(self, *tokens: int) -> None:
+        try:
+            with self._writer:
+                self._writer.execute("INSERT INTO discarded VALUES (?, ?)", tokens)
+        except sqlite3.Error as error:
+            raise WorkError(f"{self._path}: the teacher's ledger cannot be written: {error}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

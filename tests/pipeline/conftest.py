@@ -63,20 +63,33 @@ class ScriptedTeacher:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(10)
 
+    def go_away(self, seconds: float) -> None:
+        """Nobody listens for so long, and who is connected is cut off."""
+
+        async def away() -> None:
+            port = self._runner.addresses[0][1]
+            await self._runner.cleanup()
+            await asyncio.sleep(seconds)
+            await self._listen(port)
+
+        asyncio.run_coroutine_threadsafe(away(), self._loop).result()
+
     def then(self, *replies: Reply) -> None:
         self.script.extend(replies)
 
-    async def _serve(self) -> None:
+    async def _listen(self, port: int) -> None:
         app = web.Application(client_max_size=2**24)
         app.router.add_post("/v1/chat/completions", self._reply)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+
+    async def _serve(self) -> None:
+        await self._listen(0)
         self._ready.set()
         await self._stop.wait()
-        await runner.cleanup()
+        await self._runner.cleanup()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

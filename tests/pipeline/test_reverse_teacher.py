@@ -104,3 +104,15 @@ def test_the_embedded_teacher_writes_no_instructions(bench: Bench) -> None:
                 "dialogues": {"en": [{"mode": "reverse", "teacher": "small"}]},
             }
         )
+
+
+def test_a_share_of_grounded_words_is_no_matter_of_reverse_dialogues() -> None:
+    with pytest.raises(InputError, match=r"dialogues\.en\.min_grounded: has no effect with mode 'reverse'"):
+        parse_recipe(
+            {
+                "name": "t",
+                "languages": ["en"],
+                "knowledge": {"en": {"kind": "jsonl", "path": "x"}},
+                "dialogues": {"en": [{"mode": "reverse", "min_grounded": 0.5}]},
+            }
+        )

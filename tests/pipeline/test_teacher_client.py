@@ -16,6 +16,7 @@ from pipeline.errors import InputError, WorkError
 from pipeline.recipe import Teacher
 from pipeline.sample import Message
 from pipeline.teacher import Answer, BudgetError, Ledger, TeacherClient, TeacherError, open_teacher
+from pipeline.teacher import client as client_module
 from pipeline.teacher.answer import error_message
 
 QUESTION = (Message("system", "Be brief."), Message("user", "What is a kimono?"))
@@ -178,7 +179,32 @@ def test_a_server_that_goes_away_later_fails_the_request_after_many_tries(teache
     teacher_server.then(reply(completion("A robe.")), *[reset] * 20)
     error, client = ask(teacher_server, tmp_path, QUESTION, (Message("user", "And an obi?"),), first_wait_s=0.001)
     assert isinstance(error, TeacherError) and error.status == 0
-    assert client.usage.requests == 1 + 8
+    assert client.usage.requests == 1 + 9
+
+
+def test_a_server_that_is_gone_for_thirty_seconds_costs_no_answer(
+    teacher_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it a tenth as long: the outage, and the client's own waits."""
+    monkeypatch.setattr(client_module, "LONGEST_WAIT_S", client_module.LONGEST_WAIT_S / 10)
+    teacher_server.delay_s = 0.01
+
+    async def run() -> TeacherClient:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        client = TeacherClient(
+            name="main", base_urls=[teacher_server.url], model="m", ledger=ledger, parameters={}, first_wait_s=0.05
+        )
+        async with client:
+            await client.ask(QUESTION)
+            asked = [asyncio.create_task(client.ask([Message("user", f"{i}?")])) for i in range(300)]
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(teacher_server.go_away, 3.0)
+            await asyncio.gather(*asked)
+        await ledger.close()
+        return client
+
+    client = asyncio.run(run())
+    assert client.usage.failed == 0 and client.usage.retries >= 16
 
 
 def test_a_cut_answer_is_asked_again_once_with_twice_the_limit(teacher_server: Any, tmp_path: Path) -> None:
@@ -311,6 +337,19 @@ def test_a_budget_stops_the_next_request_and_holds_over_runs(teacher_server: Any
     assert len(answers) == 5 and client.usage.requests == 2
 
 
+def test_answers_that_are_thrown_away_are_paid_for(teacher_server: Any, tmp_path: Path) -> None:
+    """A model that spends its limit on thoughts gives nothing and costs as much."""
+    options = {"prices": (1e6, 2e6), "budget": 2 * (11 + 2 * 7)}
+    teacher_server.answer = lambda request: ""
+    for requests in (2, 0):  # the second run knows what the first has spent
+        error, client = ask(teacher_server, tmp_path, QUESTION, **options)
+        assert isinstance(error, BudgetError) and client.usage.requests == requests
+        assert client.usage.cost == requests * 25
+    teacher_server.answer = lambda request: "A robe."
+    answers, _ = ask(teacher_server, tmp_path, QUESTION, **{**options, "budget": 100})
+    assert [answer.text for answer in answers] == ["A robe."]
+
+
 def test_the_key_is_sent_and_shown_nowhere(
     teacher_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -336,7 +375,7 @@ def test_the_key_is_sent_and_shown_nowhere(
 
 
 @pytest.mark.parametrize("wrap", [b"%s", b'{"error": {"message": "%s"}}'], ids=["plain", "JSON"])
-@pytest.mark.parametrize(("status", "tries"), [(200, 5), (401, 1), (500, 8)])
+@pytest.mark.parametrize(("status", "tries"), [(200, 5), (401, 1), (500, 9)])
 def test_no_part_of_the_key_is_left_where_a_message_is_cut(
     teacher_server: Any, tmp_path: Path, status: int, tries: int, wrap: bytes
 ) -> None:

@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import example, given
@@ -90,6 +91,33 @@ def test_a_reference_that_was_pasted_as_shown_goes():
 
 def test_a_comment_alone_on_its_line_parts_no_paragraph():
     assert prose("One line\n<!-- c -->\nand the next.") == "One line and the next."
+
+
+def test_prose_between_comments_stays():
+    page = "One.\n<!-- a --> The town lies by the sea.\n\nMore prose.\n<!-- b -->\nThe end."
+    assert prose(page) == "One. The town lies by the sea.\n\nMore prose. The end."
+
+
+@pytest.mark.parametrize("tag", ["ref", 'ref name="a"', "source", "syntaxhighlight", "pre"])
+def test_the_sentence_of_a_tag_that_is_never_closed_goes(tag):
+    assert prose(f"The town lies by the sea. It has <{tag}> a port.\n\nNext.") == "The town lies by the sea.\n\nNext."
+
+
+def test_a_reference_that_another_begins_in_is_no_prose():
+    assert prose("The town lies by the sea. <ref>Smith 1990. <ref>Jones</ref> It has a port.") == (
+        "The town lies by the sea. It has a port."
+    )
+
+
+def test_what_follows_a_comment_that_is_never_closed_is_not_shown():
+    assert prose("The town lies.<!-- see the port\n\nIt has a port.") == "The town lies."
+
+
+@pytest.mark.parametrize("tag", ["<!-- a. ", "<ref> a. ", "<source> a. ", "<pre> a. ", "<nowiki> a. "])
+def test_many_tags_that_are_never_closed_take_no_time(tag):
+    began = time.perf_counter()
+    clean(tag * (200_000 // len(tag)))
+    assert time.perf_counter() - began < 5  # a second or less; minutes when each looks for its end
 
 
 def test_a_link_to_a_category_in_a_sentence_is_its_words():
