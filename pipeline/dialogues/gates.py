@@ -23,7 +23,8 @@ MAX_QUESTION_TOKENS = 40
 
 IsLanguage = Callable[[str], bool]
 
-_QUESTION_END = re.compile(r"[?？؟]")
+_QUESTION_MARK = re.compile(r"[?？؟]")
+_QUESTION_END = re.compile(r"[?？؟]$|か。$")  # in Japanese prose a question needs no mark
 _SENTENCE_CLOSED = re.compile(r"[.!?…。！？।॥؟][\"“”’»«」』)）\]\u200e\u200f]*$")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•·・#>①-⑳]|\d{1,2}[.)、．](?!\d)|[(（]\d{1,2}[)）])\s*\S", re.MULTILINE)
 _FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
@@ -80,9 +81,9 @@ def _question_form(question: str) -> str | None:
     length = _length_in_words(question)
     if _CONTROL.search(question) or _FORMATTING.search(question):
         return "question_not_plain"
-    if len(_QUESTION_END.findall(question)) > 1 or "\n" in question.strip() or _LIST_MARK.search(question):
+    if len(_QUESTION_MARK.findall(question)) > 1 or "\n" in question.strip() or _LIST_MARK.search(question):
         return "several_questions"
-    if not _QUESTION_END.search(question.rstrip('"“”’»«」』 \u200e\u200f\u061c')[-1:]):
+    if not _QUESTION_END.search(question.rstrip('"“”’»«」』 \u200e\u200f\u061c')):
         return "question_not_a_question"
     if length < MIN_QUESTION_TOKENS:
         return "question_too_short"
@@ -142,7 +143,7 @@ def _answer_form(answer: str, language: Language) -> str | None:
         return "answer_refuses"
     if _matches(language.rules.refers_to_source, answer):
         return "answer_refers_to_source"
-    return "answer_asks_back" if _QUESTION_END.search(answer) else None
+    return "answer_asks_back" if _QUESTION_MARK.search(answer) else None
 
 
 def answer_breaks_off(answer: str, finish_reason: str) -> str | None:

@@ -67,7 +67,7 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
         run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
     return Stage(
         name=name,
-        version=2,
+        version=3,
         run=run,
         config=config,
         files=files,

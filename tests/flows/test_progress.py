@@ -7,12 +7,16 @@ from pipeline.stage import StepReport
 
 
 def report(stage: str) -> StepReport:
-    return StepReport(stage=stage, unit_in="passages", unit_out="rows", rows_in=3, rows_used=2, rows_out=2, dropped={"too_short": 1})
+    return StepReport(
+        stage=stage, unit_in="passages", unit_out="rows", rows_in=3, rows_used=2, rows_out=2, dropped={"too_short": 1}
+    )
 
 
 def test_only_what_this_build_asked_for_is_told(tmp_path, capsys):
     used = {"requests": 1200, "retries": 3, "failed": 0, "cached": 7, "prompt_tokens": 9000, "completion_tokens": 800, "cost": 0.5}
-    (tmp_path / "usage.json").write_text(json.dumps({stage: used | {"teacher": "main"} for stage in ("grounded-en", "grounded-zh")}))
+    (tmp_path / "usage.json").write_text(
+        json.dumps({stage: used | {"teacher": "main"} for stage in ("grounded-en", "grounded-zh")})
+    )
     with ProgressBar() as progress:
         progress("grounded-zh", 3, 3)
         progress.report(report("grounded-zh"))
