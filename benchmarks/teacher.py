@@ -3,6 +3,7 @@
     python benchmarks/teacher.py                 # healthy and faulty, ~3 minutes
     python benchmarks/teacher.py --kills 20      # killed so many times on the way
     python benchmarks/teacher.py --peers data-designer=/venv/bin/python curator=/other/bin/python   # beside them, in the same run
+    python benchmarks/teacher.py --passages 1000 100000 1000000      # memory of a build of so many, ~25 minutes
     python benchmarks/teacher.py --report        # only print what was measured
 
 The server runs in a process of its own on loopback, like the client, and answers as vLLM does: beyond its slots requests queue,
@@ -25,6 +26,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -40,7 +42,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from pipeline import build
+from pipeline.recipe import parse_recipe
 from pipeline.sample import Message
+from pipeline.stage import StepReport
 from pipeline.teacher import Ledger, TeacherClient, Usage
 
 SLOTS = 256
@@ -392,7 +397,7 @@ def _kept(file: Path) -> set[str]:
 
 def look_ups(work: Path, count: int) -> dict[str, Any]:
     """Answers found in a ledger of so many."""
-    file = next(work.glob("0.0-*.sqlite"))
+    file = next(work.glob("glotloom-0.0-*.sqlite"))
     ledger = Ledger(file)
     keys = [row[0] for row in _rows(file)]
     random.Random(0).shuffle(keys)
@@ -405,6 +410,52 @@ def look_ups(work: Path, count: int) -> dict[str, Any]:
     return {"answers": len(keys), "look_ups_per_s": round(asked / (time.perf_counter() - began))}
 
 
+def memory_of(counts: Sequence[int], work: Path) -> dict[str, Any]:
+    """Builds of so many passages, each of which is asked for once: the server's answer is no question."""
+    result = {}
+    for count in counts:
+        folder = work / f"{count}"
+        folder.mkdir()
+        with (folder / "pages.jsonl").open("w", encoding="utf-8") as file:
+            for number in range(count):
+                text = f"The town of Alpha {number} lies by the river. " + f"Its port was built in {1000 + number % 1000}. " * 8
+                page = {"id": f"{number}", "url": f"http://x/{number}", "title": f"Alpha {number}", "text": text}
+                file.write(json.dumps(page) + "\n")
+        with server(0.02) as url:
+            done = subprocess.run(
+                [sys.executable, __file__, "--build", url, str(folder)], stdout=subprocess.PIPE, text=True, check=True
+            )
+            stats = asyncio.run(asked_of(url, "stats"))
+        result[f"{count}"] = json.loads(done.stdout) | {"requests": stats["requests"]}
+        print(f"{count} passages: {result[f'{count}']}", file=sys.stderr)
+        shutil.rmtree(folder)
+    return result
+
+
+def build_of(url: str, folder: Path) -> dict[str, Any]:
+    """In this process and those that it starts."""
+    recipe = parse_recipe(
+        {
+            "name": "passages",
+            "languages": ["en"],
+            "knowledge": {"en": {"kind": "jsonl", "path": str(folder / "pages.jsonl"), "min_tokens": 20}},
+            "teachers": {"main": {"kind": "openai", "base_url": f"{url}/v1", "model": "m", "max_concurrency": SLOTS}},
+            "dialogues": {"en": [{"mode": "grounded", "teacher": "main"}]},
+        }
+    )
+    began = time.perf_counter()
+    stages: dict[str, StepReport] = {}
+    build(recipe, folder / "out", on_report=lambda report: stages.update({report.stage: report}))
+    peaks = [resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_mib": peaks[0],
+        "peak_mib_of_a_child": peaks[1],
+        "passages": stages["grounded-en"].rows_in,
+        "left": stages["grounded-en"].dropped,
+    }
+
+
 def report(results: dict[str, Any]) -> str:
     lines = [
         f"| {SLOTS} slots, {MEAN_S:g} s an answer | requests | s | x ideal | slots busy | CPU, ms a request | MiB | good answers |",
@@ -414,6 +465,8 @@ def report(results: dict[str, Any]) -> str:
         if run := results.get(name):
             keys = ("seconds", "times_ideal", "slots_busy", "cpu_ms_per_request", "peak_mib", "good_answers")
             cells = [_cell(run[key]) for key in keys if key in run]
+            if not run.get("good_answers", [1])[-1]:
+                cells = [f"not done in {PEER_TIMEOUT_S:g}", "", cells[2], "", "", "0"]
             lines.append(f"| {name} | {run['requests_wanted']:,} | {' | '.join(cells)} |")
     if run := results.get("killed"):
         lines += [
@@ -421,6 +474,8 @@ def report(results: dict[str, Any]) -> str:
             f"Killed {run['kills']} times over {run['requests_wanted']:,} requests: {run['kept_and_asked_again']} kept answers",
         ]
         lines[-1] += f" asked for again, {run['requests_in_all']:,} requests in all, the same answers: {run['same_answers']}."
+    for count, run in results.get("passages", {}).items():
+        lines += ["", f"A build of {int(count):,} passages: {run['peak_mib']:,} MiB at the most, {run['seconds']:,.0f} s."]
     if run := results.get("look_ups"):
         lines += ["", f"{run['look_ups_per_s']:,} answers a second are found in a ledger of {run['answers']:,}."]
     return "\n".join(lines)
@@ -436,19 +491,26 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, help="kill one run so many times, and its continuation as often")
+    parser.add_argument("--passages", nargs="+", type=int, help="build from so many, and see what memory it takes")
     parser.add_argument("--peers", nargs="+", default=[], metavar="NAME=PYTHON", help="data-designer, curator: run beside them")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only print what was measured")
     parser.add_argument("--one", nargs=3, metavar=("CLIENT", "URL", "LEDGER"), help=argparse.SUPPRESS)
+    parser.add_argument("--build", nargs=2, metavar=("URL", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(given.one[0], given.one[1], Path(given.one[2]), given.requests, TIMEOUT_S)))
+        return 0
+    if given.build:
+        print(json.dumps(build_of(given.build[0], Path(given.build[1]))))
         return 0
     results = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
     if not given.report:
         with tempfile.TemporaryDirectory() as folder:
             if given.kills:
                 results["killed"] = killed(given.kills, Path(folder))
+            elif given.passages:
+                results["passages"] = memory_of(given.passages, Path(folder))
             else:
                 peers = dict(peer.split("=", 1) for peer in given.peers)
                 results |= healthy_and_faulty(given.requests, given.repeats, Path(folder), peers)
