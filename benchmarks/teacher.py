@@ -410,6 +410,13 @@ def look_ups(work: Path, count: int) -> dict[str, Any]:
     return {"answers": len(keys), "look_ups_per_s": round(asked / (time.perf_counter() - began))}
 
 
+_PAGE = (
+    "Its port was built in {year}, when wool and salt went north and came back as timber. A wall of grey stone closes the old "
+    "quarter, whose market opens on the first day of each month. Fishermen mend their nets below the chapel, and children learn to "
+    "swim between the boats. The bridge carries a single road to the hills, where vines are grown on terraces."
+)
+
+
 def memory_of(counts: Sequence[int], work: Path) -> dict[str, Any]:
     """Builds of so many passages, each of which is asked for once: the server's answer is no question."""
     result = {}
@@ -418,7 +425,7 @@ def memory_of(counts: Sequence[int], work: Path) -> dict[str, Any]:
         folder.mkdir()
         with (folder / "pages.jsonl").open("w", encoding="utf-8") as file:
             for number in range(count):
-                text = f"The town of Alpha {number} lies by the river. " + f"Its port was built in {1000 + number % 1000}. " * 8
+                text = f"The town of Alpha {number} lies by the river. " + _PAGE.format(year=1000 + number % 1000)
                 page = {"id": f"{number}", "url": f"http://x/{number}", "title": f"Alpha {number}", "text": text}
                 file.write(json.dumps(page) + "\n")
         with server(0.02) as url:
@@ -440,7 +447,7 @@ def build_of(url: str, folder: Path) -> dict[str, Any]:
             "languages": ["en"],
             "knowledge": {"en": {"kind": "jsonl", "path": str(folder / "pages.jsonl"), "min_tokens": 20}},
             "teachers": {"main": {"kind": "openai", "base_url": f"{url}/v1", "model": "m", "max_concurrency": SLOTS}},
-            "dialogues": {"en": [{"mode": "grounded", "teacher": "main"}]},
+            "dialogues": {"en": [{"mode": "grounded", "teacher": "main"}, {"mode": "reverse", "count": 10}]},
         }
     )
     began = time.perf_counter()
