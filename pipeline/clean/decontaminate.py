@@ -119,7 +119,7 @@ def decontaminate_stage(recipe: Recipe, inputs: Stage) -> Stage:
         check_installed()
     return Stage(
         name="decontaminate",
-        version=3,
+        version=4,
         run=functools.partial(_run, paths=paths, translations=translations),
         config={
             "sets": [path.name for path in paths],

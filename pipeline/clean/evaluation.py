@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.knowledge.records import jsonl_rows, parquet_rows
 NGRAM = 10
 """Consecutive words in common that make a text contaminated; twice as many characters of scripts written without spaces."""
 _LEAST = 4  # words, or twice as many characters, of an item shorter than that; still shorter ones are not looked for
+_SEVERAL, _MANY = 10, 0.02
+"""A stretch of more than so many items, and of more than such a share of them, is the set's wording ("Choose the right answer …")."""
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Lao, Burmese, Khmer, kana, Han
 _UNIT = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
@@ -113,13 +116,19 @@ def _array(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Overlap:
-    """Looks for stretches of items in texts."""
+    """Looks for stretches of items in texts; what many items share is looked for only where an item has nothing else."""
 
     def __init__(self, items: Iterable[Item]) -> None:
+        of_items = {item: ngrams(item.text) for item in items}
+        counts = Counter(stretch for own in of_items.values() for stretch in own)
+        wording = {stretch for stretch, count in counts.items() if count > max(_SEVERAL, _MANY * len(of_items))}
         # First units of a stretch -> its length -> stretch -> items.
         self._by_start: dict[tuple[str, ...], dict[int, dict[str, list[Item]]]] = {}
-        for item in items:
-            for stretch in sorted(ngrams(item.text)):
+        self._sizes: dict[Item, int] = {}
+        for item, own in of_items.items():
+            stretches = own - wording or own
+            self._sizes[item] = len(stretches)
+            for stretch in sorted(stretches):
                 parts = stretch.split(" ")
                 by_length = self._by_start.setdefault(tuple(parts[:_LEAST]), {})
                 by_length.setdefault(len(parts), {}).setdefault(stretch, []).append(item)
@@ -137,7 +146,7 @@ class Overlap:
                 stretch = " ".join(units[start : start + length])
                 for item in stretches.get(stretch, ()):
                     found.setdefault(item, {})[stretch] = None
-        shared = (Shared(item, next(iter(own)), len(own) / len(ngrams(item.text))) for item, own in found.items())
+        shared = (Shared(item, next(iter(own)), len(own) / self._sizes[item]) for item, own in found.items())
         return max(shared, key=lambda of: of.share, default=None)
 
 

@@ -273,3 +273,19 @@ def test_a_set_without_items_is_refused(tmp_path: Path):
 def test_no_text_and_no_item_are_no_problem():
     assert overlap().find("What is two plus two?") is None
     assert overlap("What is two plus two?").find("") is None
+
+
+def test_what_many_items_share_is_no_items_own():
+    wording = "Read the question with care choose the one right answer and explain it"
+    items = [Item(f"set:{number}", f"{wording} {' '.join(f'w{number}x{k}' for k in range(12))}") for number in range(20)]
+    overlap = Overlap(items)
+
+    assert overlap.find(f"{wording} why do cats purr?") is None
+    assert overlap.find(items[3].text).item.name == "set:3" and overlap.find(items[3].text).share == 1
+    assert Overlap(items[:10]).find(f"{wording} why do cats purr?") is not None  # ten may well be copies of one
+
+
+def test_an_item_of_nothing_but_shared_words_is_still_looked_for():
+    same = "which of these statements about the two numbers below is never true"
+
+    assert Overlap([Item(f"set:{number}", same) for number in range(20)]).find(f"Tell me, {same}?") is not None
