@@ -24,7 +24,7 @@ MAX_QUESTION_TOKENS = 40
 IsLanguage = Callable[[str], bool]
 
 _QUESTION_MARK = re.compile(r"[?？؟]")
-_QUESTION_END = re.compile(r"[?？؟]$|か。$")  # in Japanese prose a question needs no mark
+_QUESTION_END = re.compile(r"(?:[?？؟]|か。)$")  # in Japanese prose a question needs no mark
 _SENTENCE_CLOSED = re.compile(r"[.!?…。！？।॥؟][\"“”’»«」』)）\]\u200e\u200f]*$")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•·・#>①-⑳]|\d{1,2}[.)、．](?!\d)|[(（]\d{1,2}[)）])\s*\S", re.MULTILINE)
 _FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
