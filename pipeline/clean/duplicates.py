@@ -13,7 +13,7 @@ import numpy.typing as npt
 import opencc
 import pyarrow as pa
 
-from pipeline.clean.shingles import I64, U32, U64, mixed
+from pipeline.clean.shingles import I64, U32, U64
 from pipeline.sample import SAMPLE_SCHEMA, Sample, content_hash, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
@@ -81,15 +81,16 @@ def letter_sums(points: U32, starts: I64) -> U64:
 
     Every character adds a random number, that of its decomposed, folded, simplified form; white space adds nothing.
     """
-    values = np.concatenate([_letter_values()[points], np.zeros(1, dtype=np.uint64)])
-    sums = np.add.reduceat(values, starts[:-1]) if len(starts) > 1 else np.empty(0, dtype=np.uint64)
-    sums[np.diff(starts) == 0] = 0
+    from pipeline.clean import kernels
+
+    sums = np.empty(len(starts) - 1, dtype=np.uint64)
+    kernels.sums(points, starts, _letter_values(), sums)
     return sums
 
 
 @functools.cache
 def _letter_values() -> U64:
-    values = mixed(np.arange(0x110000, dtype=np.uint64))
+    values = np.random.default_rng(0).integers(1 << 64, size=0x110000, dtype=np.uint64, endpoint=False)
     plain = values.copy()
     for point in (*range(0xD800), *range(0xE000, 0x30000)):  # what lies behind is its own normal form
         letter = chr(point)

@@ -35,7 +35,8 @@ from pipeline.clean.shingles import (
     band_keys,
     code_points,
     distinct,
-    shingle_sets,
+    padded,
+    set_sizes,
     similarity,
 )
 from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
@@ -45,7 +46,7 @@ from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
 _COMPARISONS_OF_A_BUCKET = 5_000
 _NEIGHBOURS = 2
-_IN_MEMORY = 1 << 26  # bytes of shingles; more go to a file
+_IN_MEMORY = 1 << 26  # bytes of text; more go to a file
 _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -162,7 +163,7 @@ def near_duplicates(
     near-duplicates the lower one stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and
     others leave for each of them. `measure` is what reaches the threshold.
 
-    Memory grows by some 60 bytes a row beside the keys, which are let go of; the shingles of rows with candidates, if many, stand
+    Memory grows by some 60 bytes a row beside the keys, which are let go of; the texts of rows with candidates, if many, stand
     in a file in `work`. The result does not depend on the order of the rows or how they are cut into arrays.
     """
     total = len(rank)
@@ -177,22 +178,23 @@ def near_duplicates(
     place = np.empty(len(rows), dtype=np.int64)
     place[np.argsort(rows)] = np.arange(len(rows))
     with closing(_Store(work)) as store:
-        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        starts, sizes = np.zeros(len(rows) + 1, dtype=np.int64), np.empty(len(rows), dtype=np.int32)
         read = stored = 0
         for array in texts():
             own = wanted[read : read + len(array)]
             if own.any():
-                hashes, at = shingle_sets(*code_points(array.filter(pa.array(own))))
+                points, at = padded(*code_points(array.filter(pa.array(own))))
+                sizes[stored : stored + len(at) - 1] = set_sizes(points, at)
                 starts[stored + 1 : stored + len(at)] = np.diff(at)
-                store.add(hashes)
+                store.add(points)
                 stored += len(at) - 1
             read += len(array)
             progress(read, total)
         np.cumsum(starts, out=starts)
-        values = store.values()
+        points = store.points()
 
         def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
-            return similarity(values, starts, place[left], place[right], measure)
+            return similarity(points, starts, sizes, place[left], place[right], measure)
 
         search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()
@@ -204,30 +206,30 @@ def near_duplicates(
 
 
 class _Store:
-    """Numbers that are added piece by piece: in memory, or once they are many in a file in `work`."""
+    """Code points that are added piece by piece: in memory, or once they are many in a file in `work`."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._memory = np.empty(_IN_MEMORY // 8, dtype=np.uint64)  # takes memory as it is written to
+        self._memory = np.empty(_IN_MEMORY // 4, dtype=np.uint32)  # takes memory as it is written to
         self._size = 0
         self._file: IO[bytes] | None = None
 
-    def add(self, values: U64) -> None:
-        if self._file is None and self._size + len(values) > len(self._memory):
+    def add(self, points: U32) -> None:
+        if self._file is None and self._size + len(points) > len(self._memory):
             self._file = tempfile.TemporaryFile(dir=self._work)  # noqa: SIM115  # closed by `close`
             self._memory[: self._size].tofile(self._file)
             self._memory = self._memory[:0]
         if self._file is not None:
-            values.tofile(self._file)
+            points.tofile(self._file)
         else:
-            self._memory[self._size : self._size + len(values)] = values
-        self._size += len(values)
+            self._memory[self._size : self._size + len(points)] = points
+        self._size += len(points)
 
-    def values(self) -> U64:
+    def points(self) -> U32:
         if self._file is None:
             return self._memory[: self._size]
         self._file.flush()
-        return np.memmap(self._file, dtype=np.uint64, mode="r")
+        return np.memmap(self._file, dtype=np.uint32, mode="r")
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,3 +1,4 @@
+import itertools
 import random
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.near_duplicates import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
-from pipeline.clean.shingles import Bands, band_keys, code_points, shingle_sets, similarity
+from pipeline.clean.shingles import Bands, band_keys, code_points, padded, set_sizes, similarity
 
 TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
 SURE = Bands(count=32, rows=4)  # finds all but one in ten million pairs of .8
@@ -59,25 +60,84 @@ def find_in(arrays: list[pa.Array], tmp_path: Path, rank: list[int] | None = Non
     return near_duplicates(lambda: arrays, keys, np.array(rank or range(total), np.int64), 0.8, tmp_path)
 
 
+def sets_of(texts: list[str]):
+    """What `similarity` takes before the pairs."""
+    points, starts = padded(*code_points(pa.array(texts)))
+    return points, starts, set_sizes(points, starts)
+
+
 @given(st.lists(TEXT, min_size=1, max_size=8))
 def test_jaccard_is_that_of_the_sets(texts):
-    hashes, starts = shingle_sets(*code_points(pa.array(texts)))
+    points, starts, sizes = sets_of(texts)
 
-    assert np.diff(starts).tolist() == [len(naive_shingles(text)) for text in texts]
+    assert sizes.tolist() == [len(naive_shingles(text)) for text in texts]
     every = [(a, b) for a in range(len(texts)) for b in range(len(texts))]
-    scores = similarity(hashes, starts, *np.array(every, np.int64).T)
-    assert scores.tolist() == [naive_jaccard(texts[a], texts[b]) for a, b in every]
+    left, right = np.array(every, np.int64).T.copy()
+    assert similarity(points, starts, sizes, left, right).tolist() == [naive_jaccard(texts[a], texts[b]) for a, b in every]
 
 
-def test_jaccard_of_more_pairs_than_fit_the_cache_is_the_same():
+def test_jaccard_of_more_pairs_than_are_compared_at_once_is_the_same():
     texts = variants(5, 60)
-    hashes, starts = shingle_sets(*code_points(pa.array(texts)))
     left, right = np.array(np.meshgrid(range(60), range(60)), np.int64).reshape(2, -1).repeat(20, axis=1)
 
     assert len(left) > 1 << 16
-    assert similarity(hashes, starts, left, right).tolist() == [
+    assert similarity(*sets_of(texts), left, right).tolist() == [
         naive_jaccard(texts[a], texts[b]) for a, b in zip(left, right, strict=True)
     ]
+
+
+@pytest.mark.parametrize("size", [4, 5, 16_400, 70_000])
+def test_sets_of_long_texts_and_of_the_shortest_have_their_size(size):
+    """Tables are laid out by the length of the text, more thinly up to 65,536 characters."""
+    text = "".join(random.Random(size).choices("abcdefgh 字жя", k=size))
+    one, other = naive_shingles(text), naive_shingles(text[: size // 2] + "x" * 30)
+
+    points, starts, sizes = sets_of([text, text[: size // 2] + "x" * 30])
+
+    assert sizes.tolist() == [len(one), len(other)]
+    assert (
+        similarity(points, starts, sizes, np.array([0, 1]), np.array([1, 0])).tolist() == [len(one & other) / len(one | other)] * 2
+    )
+
+
+@given(st.lists(st.none() | st.text(max_size=12), max_size=8), st.integers(0, 8))
+def test_code_points_are_those_of_the_lowered_texts(texts, first):
+    points, starts = code_points(pa.array(texts, pa.string()).slice(first))
+
+    lowered = [points[begin:end].tobytes().decode("utf-32-le") for begin, end in itertools.pairwise(starts)]
+    assert lowered == ["".join(letter.lower() for letter in text or "") for text in texts[first:]]
+
+
+def naive_band_keys(text: str, bands: Bands) -> list[int]:
+    """One-permutation MinHash as `kernels.band_keys` describes it."""
+    multipliers = [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xBF58476D1CE4E5B9]
+    slots: dict[int, int] = {}
+    for shingle in naive_shingles(text):
+        a, b, c, d, e = (list(map(ord, shingle)) + [0x110000] * 5)[:5]
+        value = ((a | b << 21 | c << 42 & 2**64 - 1) * multipliers[0] + (d | e << 21) * multipliers[1]) % 2**64
+        for shift, multiplier in ((32, multipliers[2]), (29, multipliers[3])):
+            value = (value ^ value >> shift) * multiplier % 2**64
+        value ^= value >> 32
+        slots[value >> 57] = min(slots.get(value >> 57, 2**32 - 1), value >> 25 & 2**32 - 1)
+    whole = []
+    for slot in range(128):
+        far = next(distance for distance in range(128) if (slot + distance) % 128 in slots)
+        whole.append((slots[(slot + far) % 128] + far * 0x9E3779B1) % 2**32)
+    keys = []
+    for band in range(bands.count):
+        key = 0
+        for row in range(bands.rows):
+            key = (key ^ whole[band * bands.rows + row]) * multipliers[row % 4] % 2**64
+            key ^= key >> 31
+        keys.append(key >> 32)
+    return keys
+
+
+@given(st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=400), st.sampled_from([0.3, 0.8, 1.0]))
+def test_the_keys_are_those_of_the_formula(text, threshold):
+    bands = Bands.at(threshold)
+
+    assert band_keys(*code_points(pa.array([text])), bands)[:, 0].tolist() == naive_band_keys(text, bands)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=8), st.lists(TEXT, max_size=8))
