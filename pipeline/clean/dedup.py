@@ -166,9 +166,11 @@ def _read(texts: Texts, total: int, bands: Bands, read: Callable[[int], None]) -
 def _first(texts: Texts, sums: U64, rank: I64, work: Path) -> I64:
     """For each row the one of lowest rank that is equal to it; only rows of equal sums need be normalised to know."""
     order = np.argsort(sums, kind="stable")
-    equal = sums[order[1:]] == sums[order[:-1]]
+    ordered = sums[order]
+    equal = ordered[1:] == ordered[:-1]
     wanted = np.zeros(len(sums), dtype=bool)
     wanted[order[1:][equal]] = wanted[order[:-1][equal]] = True
+    del order, ordered
     rows = np.flatnonzero(wanted)
     keys = np.empty(len(rows), dtype="V16")
     values = (value for array in _chosen(texts(), wanted) for value in array.to_pylist())

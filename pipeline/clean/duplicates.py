@@ -65,7 +65,7 @@ def normalise(text: str, language: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     text = " ".join(text.casefold().split())
-    return text.translate(simplified()) if language == "zh" else text
+    return text.translate(simplified()) if language == "zh" and not text.isascii() else text
 
 
 @functools.cache

@@ -47,6 +47,7 @@ from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 _COMPARISONS_OF_A_BUCKET = 5_000
 _NEIGHBOURS = 2
 _IN_MEMORY = 1 << 26  # bytes of text; more go to a file
+_PAIRS_AT_ONCE = 1 << 16
 _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -175,8 +176,8 @@ def near_duplicates(
     protected = int(np.searchsorted(members, protected))
     wanted = np.zeros(total, dtype=bool)
     wanted[rows] = True
-    place = np.empty(len(rows), dtype=np.int64)
-    place[np.argsort(rows)] = np.arange(len(rows))
+    place = np.empty(len(rows), dtype=np.uint32)
+    place[np.argsort(rows)] = np.arange(len(rows), dtype=np.uint32)
     with closing(_Store(work)) as store:
         starts, sizes = np.zeros(len(rows) + 1, dtype=np.int64), np.empty(len(rows), dtype=np.int32)
         read = stored = 0
@@ -193,8 +194,13 @@ def near_duplicates(
         np.cumsum(starts, out=starts)
         points = store.points()
 
-        def verify(left: I64, right: I64) -> npt.NDArray[np.float64]:
-            return similarity(points, starts, sizes, place[left], place[right], measure)
+        def verify(pairs: U64) -> npt.NDArray[np.float64]:
+            scores = np.empty(len(pairs), dtype=np.float64)
+            for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
+                some = pairs[begin : begin + _PAIRS_AT_ONCE]
+                left, right = place[some >> _32].astype(np.int64), place[some & _LOW].astype(np.int64)
+                scores[begin : begin + len(some)] = similarity(points, starts, sizes, left, right, measure)
+            return scores
 
         search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()
@@ -270,7 +276,7 @@ def _positions(keyed: U64) -> I64:
 class _Search:
     """Finds the pairs; rows are numbered by their rank here."""
 
-    def __init__(self, keys: Keys, threshold: float, verify: Callable[[I64, I64], npt.NDArray[np.float64]], protected: int) -> None:
+    def __init__(self, keys: Keys, threshold: float, verify: Callable[[U64], npt.NDArray[np.float64]], protected: int) -> None:
         self.keys = keys
         self.threshold = threshold
         self.verify = verify
@@ -345,7 +351,7 @@ class _Search:
         known[known] = self.pairs[place[known]] == asked[known]
         new, place = asked[~known], place[~known]
         if len(new):
-            scores = self.verify((new >> _32).astype(np.int64), _positions(new))
+            scores = self.verify(new)
             self.pairs = np.insert(self.pairs, place, new)
             self.scores = np.insert(self.scores, place, scores)
 
@@ -375,11 +381,13 @@ class _Search:
     def _beside(self, orphans: npt.NDArray[np.bool_], alive: npt.NDArray[np.bool_]) -> I64:
         """The rows that stay and share a bucket with an orphan."""
         found = np.zeros(len(alive), dtype=bool)
-        rows = np.flatnonzero(alive)
         for band in self.keys:
-            wanted, own = distinct(band[orphans]), band[rows]
-            place = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
-            found[rows[wanted[place] == own]] = True
+            wanted = distinct(band[orphans])
+            low = np.zeros(1 << 16, dtype=bool)
+            low[wanted.astype(np.uint16)] = True
+            rows = np.flatnonzero(low[band.astype(np.uint16)] & alive)
+            place = np.minimum(np.searchsorted(wanted, band[rows]), len(wanted) - 1)
+            found[rows[wanted[place] == band[rows]]] = True
         return np.flatnonzero(found)
 
 

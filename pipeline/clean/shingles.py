@@ -17,7 +17,6 @@ import pyarrow as pa
 SHINGLE = 5
 SLOTS = 128
 _PAD = 0x110000  # no code point
-_PAIRS_AT_ONCE = 1 << 16
 
 Whole = TypeVar("Whole", np.uint32, np.uint64)
 Measure = Literal["jaccard", "containment"]
@@ -112,9 +111,7 @@ def similarity(
     from pipeline.clean import kernels
 
     common = np.empty(len(left), dtype=np.int32)
-    for begin in range(0, len(left), _PAIRS_AT_ONCE):
-        some = slice(begin, begin + _PAIRS_AT_ONCE)
-        kernels.intersections(points, starts, left[some], right[some], common[some])
+    kernels.intersections(points, starts, left, right, common)
     a, b = sizes[left], sizes[right]
     scores: npt.NDArray[np.float64] = common / (a + b - common if measure == "jaccard" else np.minimum(a, b))
     return scores

@@ -100,7 +100,8 @@ class TextTable:
             raise InputError(
                 f"{self.path}: {ids.null_count} rows have no id; give them one, or leave the column out to have them made"
             )
-        if pc.count_distinct(ids).as_py() < len(ids):
+        in_order = pc.all(pc.less(ids[:-1], ids[1:])).as_py()
+        if not in_order and pc.count_distinct(ids).as_py() < len(ids):
             counts = pc.value_counts(ids)
             twice = pc.min(counts.filter(pc.greater(counts.field(1), 1)).field(0)).as_py()
             raise InputError(f"{self.path}: id {twice!r} stands in more than one row; leave the column out to have ids made")

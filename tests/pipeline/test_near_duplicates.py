@@ -76,11 +76,10 @@ def test_jaccard_is_that_of_the_sets(texts):
     assert similarity(points, starts, sizes, left, right).tolist() == [naive_jaccard(texts[a], texts[b]) for a, b in every]
 
 
-def test_jaccard_of_more_pairs_than_are_compared_at_once_is_the_same():
+def test_jaccard_of_many_pairs_is_the_same():
     texts = variants(5, 60)
     left, right = np.array(np.meshgrid(range(60), range(60)), np.int64).reshape(2, -1).repeat(20, axis=1)
 
-    assert len(left) > 1 << 16
     assert similarity(*sets_of(texts), left, right).tolist() == [
         naive_jaccard(texts[a], texts[b]) for a, b in zip(left, right, strict=True)
     ]
