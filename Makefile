@@ -15,7 +15,7 @@ demo: .venv/.installed
 	$(BIN)/glotloom demo --out demo
 
 test: .venv/.installed lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

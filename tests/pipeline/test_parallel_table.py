@@ -202,6 +202,14 @@ def test_where_no_row_says_anything_there_is_no_group(tmp_path, run):
     assert groups_of(tmp_path / "out.parquet") == set()
 
 
+def test_a_file_without_rows_gives_one_without_groups(tmp_path, run):
+    none = pa.array([], pa.string())
+    rows = write(tmp_path / "in.parquet", none, none, id=none)
+
+    assert run(rows).rows_in == 0
+    assert groups_of(tmp_path / "out.parquet") == set()
+
+
 @pytest.mark.parametrize(
     ("english", "french"),
     [
