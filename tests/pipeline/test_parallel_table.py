@@ -350,8 +350,8 @@ def test_control_characters_and_huge_rows_are_texts_like_others(tmp_path, run, a
         ({"path": "listed.parquet"}, "listed.parquet: column 'language' is list<.*>; expected language codes"),
         ({"path": "broken.parquet"}, "broken.parquet, column language: \ufffd: meanings can be compared in ar"),
         ({"path": "english.parquet"}, "english.parquet, column language: the rows to compare are in en: counterparts need two"),
-        ({"path": "empty.parquet"}, "empty.parquet, column language: the rows to compare are in no language"),
-        ({"path": "empty.parquet", "languages": ["en", "fr"]}, "no row is in en, fr; the languages there are: none"),
+        ({"path": "nameless.parquet"}, "nameless.parquet, column language: the rows to compare are in no language"),
+        ({"path": "nameless.parquet", "languages": ["en", "fr"]}, "no row is in en, fr; the languages there are: none"),
         ({"languages": ["en", "de"]}, "--languages: no row is in de; the languages there are: en, fr"),
         ({"languages": ["en"]}, "the rows to compare are in en: counterparts need two"),
         ({"path": "twice.parquet"}, "id 'a' stands in more than one row"),
@@ -373,7 +373,7 @@ def test_what_is_wrong_is_told_with_its_file(tmp_path, run, change, message):
     write(tmp_path / "bytes.parquet", ["a", "b"], [b"\xff", b"fr"])
     write(tmp_path / "broken.parquet", ["a", "b"], broken(b"\xff", b"fr"))
     write(tmp_path / "english.parquet", ["a", "b"], ["en", "en"])
-    write(tmp_path / "empty.parquet", pa.array([], pa.string()), pa.array([], pa.string()))
+    write(tmp_path / "nameless.parquet", ["a", "b"], ["", ""])
     write(tmp_path / "twice.parquet", ["a", "b"], both, id=["a", "a"])
     write(tmp_path / "null.parquet", ["a", "b"], both, id=["a", None])
     write(tmp_path / "lineage.parquet", ["a", "b"], both, group_id=[["x"], ["x"]])
