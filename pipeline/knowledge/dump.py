@@ -177,4 +177,4 @@ def _skip(page: mwxml.Page, text: str, cleaner: WikitextCleaner, language: Langu
         return "list_page"
     if cleaner.is_disambiguation(text):
         return "disambiguation"
-    return None
+    return "damaged_markup" if cleaner.is_damaged(text) else None

@@ -57,7 +57,7 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
     }
     return Stage(
         name=f"passages-{code}",
-        version=5,
+        version=6,
         run=functools.partial(
             _run,
             knowledge=replace(knowledge, tokenizer=str(tokenizer or "")),

@@ -63,6 +63,11 @@ def test_a_dump_is_known_to_be_compressed_by_its_bytes_and_not_its_name(read):
         ("<page><title>A</title><ns>0</ns><id>7</id></page>", "page_without_text", False),
         (page("Liste de fromages suisses"), "list_page", False),
         (page("Kora", "{{homonymie}}"), "disambiguation", False),
+        (page("A", "Un {{pas " * 201), "damaged_markup", False),
+        (page("A", "Un [[pas " * 201), "damaged_markup", False),
+        (page("A", "Un &lt;ref name=pas " * 201), "damaged_markup", False),
+        (page("A", "Un {{pas " * 200), None, False),
+        (page("A", "Un {{pas}} [[pas]] &lt;b&gt;pas&lt;/b&gt; 1 &lt; 2 " * 900), None, False),
         (page("A", "# Un pas\n# Deux [[pas]]"), None, False),
     ],
 )
