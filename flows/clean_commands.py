@@ -170,8 +170,8 @@ def parallel(
     multiple=True,
     metavar="EVAL",
     type=click.Path(path_type=Path),
-    help="An evaluation set: .parquet, .jsonl (an object a line) or .json (an array of them), with question, prompt, "
-    "instruction, problem, text, query or input (the first of these counts), or .tsv (the first column). May be repeated.",
+    help="An evaluation set: .parquet, .jsonl (an object a line) or .json (an array of them, or SQuAD's layout), with question, "
+    "prompt, instruction, problem, text, query or input (the first of these counts), or .tsv (the first column). May be repeated.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A Parquet file for the rows that stay.")
 @click.option("--translations", is_flag=True, help="Find items in other languages than their own too.")

@@ -68,7 +68,8 @@ def read_sets(paths: Sequence[Path]) -> list[Item]:
 
 
 def evaluation_items(path: Path, name: str = "") -> Iterator[Item]:
-    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl`, `.json`, `.parquet`."""
+    """The questions of an evaluation set: the first column of a `.tsv`, or the usual text keys of `.jsonl`, `.json`
+    (SQuAD's layout too), `.parquet`."""
     number = 0
     for number, text in enumerate(_questions(path), 1):
         yield Item(f"{name or path.name}:{number}", text)
@@ -109,10 +110,23 @@ def _array(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
     except ValueError:
         return (row for _, row in jsonl_rows(path))
-    rows = [rows] if isinstance(rows, dict) else rows
+    if isinstance(rows, dict):
+        rows = _of_paragraphs(rows["data"]) if isinstance(rows.get("data"), list) else [rows]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: expected an array of objects, or an object a line")
     return iter(rows)
+
+
+def _of_paragraphs(articles: list[Any]) -> list[Any]:
+    """The questions of articles laid out as SQuAD's are; other rows as they stand."""
+    rows = []
+    for article in articles:
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if isinstance(paragraphs, list):
+            rows += [row for paragraph in paragraphs if isinstance(paragraph, dict) for row in paragraph.get("qas") or ()]
+        else:
+            rows.append(article)
+    return rows
 
 
 class Overlap:

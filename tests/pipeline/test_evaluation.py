@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -44,7 +45,16 @@ def test_items_come_from_tsv_jsonl_json_and_parquet_named_by_file_and_number(tmp
     (tmp_path / "d.json").write_text('[{"prompt": "One?"},\n {"question": "Two?"}]\n')
     (tmp_path / "e.json").write_bytes((tmp_path / "b.jsonl").read_bytes())
 
-    for name in ("a.tsv", "b.jsonl", "c.parquet", "d.json", "e.json"):
+    squad = [
+        {
+            "title": "A",
+            "paragraphs": [{"context": "c", "qas": [{"question": "One?"}]}, {"qas": []}, {"qas": [{"question": "Two?"}]}],
+        }
+    ]
+    (tmp_path / "f.json").write_text(json.dumps({"version": "1.1", "data": squad}))
+    (tmp_path / "g.json").write_text('{"data": [{"prompt": "One?"}, {"question": "Two?"}]}')
+
+    for name in ("a.tsv", "b.jsonl", "c.parquet", "d.json", "e.json", "f.json", "g.json"):
         assert list(evaluation_items(tmp_path / name)) == [Item(f"{name}:1", "One?"), Item(f"{name}:2", "Two?")]
 
 
@@ -73,7 +83,9 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_not_of_the_items(tsv
         ("a.jsonl", b'{"task": "x"}', r"a\.jsonl: row 1: has none of the keys question, prompt"),
         ("a.jsonl", b'{"question": null}', r"a\.jsonl: row 1: has none of the keys question, prompt"),
         ("a.jsonl", b"[]", r"a\.jsonl: line 1: is not a JSON object"),
-        ("a.json", b'{"data": []}', r"a\.json: row 1: has none of the keys"),
+        ("a.json", b'{"data": []}', r"a\.json: holds no item"),
+        ("a.json", b'{"data": [{"paragraphs": [{"qas": "x"}]}]}', r"a\.json: expected an array of objects"),
+        ("a.json", b'{"data": ["x"]}', r"a\.json: expected an array of objects"),
         ("a.json", b'[{"question": "\\ud800"}]', r"a\.json: is not Unicode"),
         ("a.json", b'["x"]', r"a\.json: expected an array of objects"),
         ("a.json", b'[{"question": "x"}', r"a\.json: line 1: is not JSON"),
