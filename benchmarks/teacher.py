@@ -44,7 +44,7 @@ from aiohttp import web
 
 from pipeline import build
 from pipeline.recipe import parse_recipe
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.stage import StepReport
 from pipeline.teacher import Ledger, TeacherClient, Usage
 

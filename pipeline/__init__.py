@@ -8,7 +8,7 @@ them once, `knowledge` reads passages, `dialogues` and `agnostic` make samples, 
 from pipeline.build import build, plan
 from pipeline.errors import InputError, WorkError
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.sample import Message, Passage, Sample, Section, Source
+from pipeline.rows.sample import Message, Passage, Sample, Section, Source
 
 __distribution__ = "glotloom"
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from pipeline.clean.translation import translation_fault
 from pipeline.errors import InputError
 from pipeline.knowledge.records import jsonl_rows, parquet_rows
 from pipeline.recipe import Agnostic, Recipe
-from pipeline.sample import (
+from pipeline.rows.sample import (
     SAMPLE_SCHEMA,
     Decision,
     Dropped,

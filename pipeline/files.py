@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pipeline.errors import InputError
-from pipeline.sample import content_hash
+from pipeline.rows.sample import content_hash
 
 Item = TypeVar("Item")
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, WorkError
 from pipeline.files import file_hash, write_json
-from pipeline.sample import DROPPED_SCHEMA, Dropped, Passage, Sample, content_hash
+from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, Passage, Sample, content_hash
 
 MANIFEST = "manifest.json"
 ROWS_PER_PART = 50_000

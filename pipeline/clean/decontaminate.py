@@ -13,7 +13,7 @@ from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, ngrams, read
 from pipeline.clean.translated_items import TranslatedItems
 from pipeline.processes import Workers, blocks
 from pipeline.recipe import Recipe
-from pipeline.sample import SAMPLE_SCHEMA, drop, sample_from_row
+from pipeline.rows.sample import SAMPLE_SCHEMA, drop, sample_from_row
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 
 REASONS = ("contaminated", "contaminated_translation")

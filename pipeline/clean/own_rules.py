@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.recipe import Recipe
-from pipeline.sample import Sample
+from pipeline.rows.sample import Sample
 
 
 def own_rules(recipe: Recipe) -> tuple[tuple[Path, ...], list[Callable[[Sample], tuple[str, str] | None]]]:

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.clean.embeddings import LANGUAGES, MAX_TOKENS, check_installed, model_name
 from pipeline.clean.parallel_table import LINEAGE, PRECISION, Codes, compare, members_of
 from pipeline.clean.tables import TextTable
-from pipeline.sample import SAMPLE_SCHEMA, Decision, content_hash, sample_from_row
+from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, content_hash, sample_from_row
 from pipeline.stage import Stage, StageRun, parts, rows_of
 
 

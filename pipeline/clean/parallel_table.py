@@ -21,7 +21,7 @@ from pipeline.clean.shingles import I64
 from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
 from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile
-from pipeline.sample import content_hash
+from pipeline.rows.sample import content_hash
 
 LINEAGE = "group_id"
 PRECISION = 0.97

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from pipeline.clean.identify import mask
-from pipeline.sample import Sample
+from pipeline.rows.sample import Sample
 
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;…]|\n|[\"“”'‘(\[•*-])\s*$")

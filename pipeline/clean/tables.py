@@ -24,7 +24,7 @@ from pipeline.clean.near_duplicates import joined_messages
 from pipeline.clean.shingles import I64
 from pipeline.errors import InputError, WorkError
 from pipeline.files import LOCK_FILE, AtomicFile, WorkLock
-from pipeline.sample import content_hash
+from pipeline.rows.sample import content_hash
 
 ID = "id"
 DROPPED_SCHEMA = pa.schema([(ID, pa.string()), ("reason", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])

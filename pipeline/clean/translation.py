@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.clean.facts import fenced_code, numbers, without_code
-from pipeline.sample import Sample
+from pipeline.rows.sample import Sample
 
 _LATEX = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
 _FINAL = re.compile(r"^####\s*(.+?)\s*$", re.MULTILINE)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
+from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
 from pipeline.stage import MANIFEST, StepReport
 
 FORMAT = "glotloom-dataset-1"

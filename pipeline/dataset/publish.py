@@ -19,7 +19,7 @@ from pipeline.dataset.splits import validation_groups
 from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
-from pipeline.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
+from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
 from pipeline.stage import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
 from pipeline.tokens import estimate_tokens
 

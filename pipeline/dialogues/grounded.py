@@ -21,7 +21,7 @@ from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplateProm
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError
 from pipeline.languages import Language
-from pipeline.sample import Message, Passage
+from pipeline.rows.sample import Message, Passage
 from pipeline.teacher import Answer, TeacherClient, TeacherError
 
 STOP_PROBABILITIES = (0.1, 0.2, 0.4, 0.8)

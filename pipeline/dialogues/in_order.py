@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.errors import WorkError
-from pipeline.sample import Passage
+from pipeline.rows.sample import Passage
 from pipeline.teacher import BudgetError
 
 HOPELESS_FAILURES = 10

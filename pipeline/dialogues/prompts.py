@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal, Protocol
 
 from pipeline.languages import Language
-from pipeline.sample import Message, Passage, content_hash
+from pipeline.rows.sample import Message, Passage, content_hash
 
 Kind = Literal["question", "depth", "width"]
 """The first question, or a follow-up that digs into the dialogue or broadens it (UltraLink)."""

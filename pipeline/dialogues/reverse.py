@@ -17,7 +17,7 @@ from pipeline.dialogues.evidence import Evidence
 from pipeline.dialogues.gates import IsLanguage, answer_misses_question, question_fault
 from pipeline.dialogues.prompts import TemplatePrompts, fill, unquoted
 from pipeline.languages import Language
-from pipeline.sample import Message, Passage, Section, content_hash
+from pipeline.rows.sample import Message, Passage, Section, content_hash
 from pipeline.teacher import TeacherClient
 from pipeline.tokens import estimate_tokens
 

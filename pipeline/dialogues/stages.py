@@ -25,7 +25,17 @@ from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.files import Spool, file_hash
 from pipeline.languages import Language, load_language
 from pipeline.recipe import Dialogues, Recipe
-from pipeline.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, content_hash, passage_from_row, sample_id
+from pipeline.rows.sample import (
+    SAMPLE_SCHEMA,
+    Decision,
+    Dropped,
+    Message,
+    Passage,
+    Sample,
+    content_hash,
+    passage_from_row,
+    sample_id,
+)
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.teacher import TeacherClient, TeacherError, model_name, open_teacher
 

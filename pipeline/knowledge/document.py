@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.sample import Section, Source
+from pipeline.rows.sample import Section, Source
 
 
 @dataclass(frozen=True, kw_only=True)

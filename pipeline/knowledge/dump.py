@@ -22,7 +22,7 @@ from pipeline.knowledge.categories import CategoryLinks, below, named
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.wikitext import WikitextCleaner
 from pipeline.languages import Language
-from pipeline.sample import Source
+from pipeline.rows.sample import Source
 
 _MALFORMED = (ParseError, MalformedXML, ValueError, AssertionError, AttributeError, TypeError)  # as mwxml has it
 _REDIRECT = re.compile(r"^\s*#\w+\s*:?\s*\[\[")

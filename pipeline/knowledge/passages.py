@@ -24,7 +24,7 @@ from pipeline.knowledge.records import read_dataset, read_jsonl, read_parquet, r
 from pipeline.languages import Language, load_language
 from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
-from pipeline.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
+from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
 from pipeline.stage import Stage, StageRun
 from pipeline.tokens import estimate_tokens, token_counter, tokenizer_file
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
 from pipeline.languages import Language
-from pipeline.sample import Section, Source
+from pipeline.rows.sample import Section, Source
 
 _HEADING = re.compile(r"^(?:==+\s*(?P<wiki>.+?)\s*==+|#{1,4}\s+(?P<markdown>.+?))\s*$")
 

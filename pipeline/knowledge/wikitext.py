@@ -32,7 +32,7 @@ from pipeline.knowledge.prose import (
 )
 from pipeline.knowledge.templates import shown
 from pipeline.languages import Language
-from pipeline.sample import Section
+from pipeline.rows.sample import Section
 
 _DROP_TAGS = frozenset("ref references templatedata maplink mapframe section noinclude indicator templatestyles".split())
 _GONE_TAGS = frozenset(

@@ -13,7 +13,7 @@ import jinja2
 from pipeline.dataset.folder import SPLITS, DatasetFolder
 from pipeline.languages import load_language
 from pipeline.report import charts
-from pipeline.sample import TASKS
+from pipeline.rows.sample import TASKS
 from pipeline.stage import StepReport
 
 _EXAMPLES = 3

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher.errors import PassingError
 
 MALFORMED_TRIES = 5

@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiohttp
 
 from pipeline.errors import InputError
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher.answer import Answer, error_message, read_answer, request_body, request_key
 from pipeline.teacher.errors import BudgetError, PassingError, TeacherError
 from pipeline.teacher.ledger import Ledger

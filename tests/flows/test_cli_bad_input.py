@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 
-from pipeline.sample import SAMPLE_SCHEMA
+from pipeline.rows.sample import SAMPLE_SCHEMA
 
 Glotloom = Callable[..., Result]
 Refused = Callable[..., str]

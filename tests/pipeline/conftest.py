@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 from hypothesis import settings
 
-from pipeline.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id
+from pipeline.rows.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id
 from pipeline.stage import Stage, StageRun, StepReport, rows_of, run_stage, stage_folder
 
 # A busy machine is no failure.

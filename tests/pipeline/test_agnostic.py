@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.agnostic import pool_stage, prune_stage
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
-from pipeline.sample import sample_from_row
+from pipeline.rows.sample import sample_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder
 
 

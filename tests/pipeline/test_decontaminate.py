@@ -15,7 +15,7 @@ from pipeline.clean import embeddings
 from pipeline.clean.decontaminate import Checked, contaminations, decontaminate_stage
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
-from pipeline.sample import SAMPLE_SCHEMA
+from pipeline.rows.sample import SAMPLE_SCHEMA
 from pipeline.stage import Stage, run_stage, stage_folder
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."

@@ -17,7 +17,7 @@ from pipeline.dialogues.in_order import Refused, _Failures
 from pipeline.dialogues.prompts import fill, unquoted
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
-from pipeline.sample import Passage, Section, Source
+from pipeline.rows.sample import Passage, Section, Source
 from pipeline.teacher import BudgetError, Ledger, TeacherClient
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.dialogues.small_teacher import MAX_ATTEMPTS, SmallTeacherPrompts
 from pipeline.languages import load_language
-from pipeline.sample import Message, Passage, Section, Source
+from pipeline.rows.sample import Message, Passage, Section, Source
 
 PROMPTS = SmallTeacherPrompts(load_language("en"))
 

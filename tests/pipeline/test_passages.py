@@ -13,7 +13,7 @@ from pipeline.knowledge import passages as module
 from pipeline.knowledge import records
 from pipeline.knowledge.passages import _keyword_fault, passage_stage, segments
 from pipeline.recipe import Knowledge, parse_recipe
-from pipeline.sample import Section, passage_from_row
+from pipeline.rows.sample import Section, passage_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder
 from pipeline.tokens import estimate_tokens
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline.dialogues.prompts import fill
 from pipeline.dialogues.reverse import MAX_ANSWER_TOKENS, reverse_dialogues
 from pipeline.languages import load_language
-from pipeline.sample import Passage, Section, Source
+from pipeline.rows.sample import Passage, Section, Source
 from pipeline.tokens import estimate_tokens
 
 ENGLISH = load_language("en")

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.clean.rules import row_rules, rules_stage
 from pipeline.recipe import parse_recipe
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 
 RECIPE = parse_recipe(
     {"name": "p", "languages": ["en", "fr", "zh"], "agnostic": {"math": {"path": "p.jsonl", "budget": {"en": "all"}}}}

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.build import plan
 from pipeline.recipe import parse_recipe
-from pipeline.sample import passage_from_row
+from pipeline.rows.sample import passage_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder
 
 LANGUAGES = ["en", "zh", "ru", "fr", "es"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import stage as stage_module
 from pipeline.errors import InputError, WorkError
-from pipeline.sample import SAMPLE_SCHEMA, drop
+from pipeline.rows.sample import SAMPLE_SCHEMA, drop
 from pipeline.stage import MANIFEST, Stage, finished, parts, read_report, row_count, rows_of, run_stage, stage_folder
 
 

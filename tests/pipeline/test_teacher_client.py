@@ -14,7 +14,7 @@ from aiohttp import web
 
 from pipeline.errors import InputError, WorkError
 from pipeline.recipe import Teacher
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher import Answer, BudgetError, Ledger, TeacherClient, TeacherError, open_teacher
 from pipeline.teacher import client as client_module
 from pipeline.teacher.answer import error_message

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError, WorkError
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher import Answer, Ledger, TeacherClient
 from pipeline.teacher.answer import request_key
 
@@ -128,7 +128,7 @@ def test_different_messages_have_different_keys(one: list[str], other: list[str]
 ASKER = """
 import asyncio, sys
 from pathlib import Path
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher import Ledger, TeacherClient
 
 async def main(url, path):

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.recipe import Teacher
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 from pipeline.teacher import open_teacher
 from pipeline.teacher.local import serve_embedded_model
 

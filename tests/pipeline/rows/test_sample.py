@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sample import (
+from pipeline.rows.sample import (
     DROPPED_SCHEMA,
     PASSAGE_SCHEMA,
     SAMPLE_SCHEMA,
