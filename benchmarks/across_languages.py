@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.clean.decontaminate_table import decontaminate
-from pipeline.clean.identify import BACKEND, UNDETERMINED, identify, second_backend, second_opinion
 from pipeline.clean.parallel_table import parallel
+from pipeline.text.identify import BACKEND, UNDETERMINED, identify, second_backend, second_opinion
 
 HELP_LANGUAGES = {
     "en": "C", "zh": "zh_CN", "ru": "ru", "fr": "fr", "es": "es", "de": "de",

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pipeline.clean.decontaminate import Checked, Row, contaminations
 from pipeline.clean.embeddings import LANGUAGES, check_installed
-from pipeline.clean.identify import identify
 from pipeline.clean.tables import (
     DROPPED_SCHEMA,
     ID,
@@ -25,6 +24,7 @@ from pipeline.clean.tables import (
     write_table,
 )
 from pipeline.errors import InputError
+from pipeline.text.identify import identify
 
 Progress = Callable[[str, int, int | None], None]
 

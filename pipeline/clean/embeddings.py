@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.errors import InputError, WorkError, some_of
 from pipeline.files import cache_folder
 from pipeline.processes import Workers, blocks
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
 DIMENSIONS = 512

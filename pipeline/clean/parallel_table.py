@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.clean.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
-from pipeline.clean.facts import Facts, facts
-from pipeline.clean.identify import UNDETERMINED
 from pipeline.clean.parallel import Groups, Threshold, parallel_groups
 from pipeline.clean.shingles import I64
 from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
 from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile
 from pipeline.rows.sample import content_hash
+from pipeline.text.facts import Facts, facts
+from pipeline.text.identify import UNDETERMINED
 
 LINEAGE = "group_id"
 PRECISION = 0.97

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from pipeline.clean.identify import mask
 from pipeline.rows.sample import Sample
+from pipeline.text.identify import mask
 
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;…]|\n|[\"“”'‘(\[•*-])\s*$")

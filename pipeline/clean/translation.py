@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.clean.facts import fenced_code, numbers, without_code
 from pipeline.rows.sample import Sample
+from pipeline.text.facts import fenced_code, numbers, without_code
 
 _LATEX = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
 _FINAL = re.compile(r"^####\s*(.+?)\s*$", re.MULTILINE)

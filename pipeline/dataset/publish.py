@@ -21,7 +21,7 @@ from pipeline.files import AtomicFile, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
 from pipeline.stage import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 ROWS_PER_SHARD = 100_000
 WORK_FOLDER = ".stages"

@@ -19,7 +19,7 @@ from pipeline.dialogues.prompts import TemplatePrompts, fill, unquoted
 from pipeline.languages import Language
 from pipeline.rows.sample import Message, Passage, Section, content_hash
 from pipeline.teacher import TeacherClient
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 MIN_ANSWER_TOKENS = 20
 MAX_ANSWER_TOKENS = 600

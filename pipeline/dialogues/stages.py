@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clean.identify import BACKEND, other_language
 from pipeline.dialogues.gates import IsLanguage, passage_fault
 from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
 from pipeline.dialogues.in_order import Refused, in_order
@@ -38,6 +37,7 @@ from pipeline.rows.sample import (
 )
 from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.teacher import TeacherClient, TeacherError, model_name, open_teacher
+from pipeline.text.identify import BACKEND, other_language
 
 TASK = "chat_specific"
 LEDGER_FOLDER = "teachers"

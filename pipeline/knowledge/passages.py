@@ -14,7 +14,6 @@ from typing import Any
 
 import opencc
 
-from pipeline.clean.identify import BACKEND, other_language
 from pipeline.errors import InputError
 from pipeline.files import Spool
 from pipeline.knowledge.document import Document
@@ -26,7 +25,8 @@ from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
 from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
 from pipeline.stage import Stage, StageRun
-from pipeline.tokens import estimate_tokens, token_counter, tokenizer_file
+from pipeline.text.identify import BACKEND, other_language
+from pipeline.text.tokens import estimate_tokens, token_counter, tokenizer_file
 
 _READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "wikipedia-dump": read_dump,

@@ -21,7 +21,7 @@ from pipeline.teacher.answer import Answer, error_message, read_answer, request_
 from pipeline.teacher.errors import BudgetError, PassingError, TeacherError
 from pipeline.teacher.ledger import Ledger
 from pipeline.teacher.pace import Outcome, Pace
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 TRANSPORT_TRIES = 9
 """With waits of 0.5, 1, 2 … 16, 20, 20 s, each shortened by up to a half, a server may be gone for 35 s at least."""

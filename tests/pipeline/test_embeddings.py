@@ -13,7 +13,7 @@ import pytest
 from pipeline.clean import embeddings
 from pipeline.clean.embeddings import DIMENSIONS, MAX_TOKENS, Embedder, check_languages, head
 from pipeline.errors import InputError, WorkError
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clean.identify import UNDETERMINED, identify
 from pipeline.clean.identify_table import identify_table
 from pipeline.errors import InputError
+from pipeline.text.identify import UNDETERMINED, identify
 
 TEXTS = [
     "The bridge was built in the nineteenth century by local people.",

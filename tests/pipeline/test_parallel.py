@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.facts import Facts, facts
 from pipeline.clean.parallel import ABSENT, NEIGHBOURS, Groups, Threshold, parallel_groups
+from pipeline.text.facts import Facts, facts
 
 NOTHING = facts("")
 DIMENSIONS = 64

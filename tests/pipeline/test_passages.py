@@ -15,7 +15,7 @@ from pipeline.knowledge.passages import _keyword_fault, passage_stage, segments
 from pipeline.recipe import Knowledge, parse_recipe
 from pipeline.rows.sample import Section, passage_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 PROSE = "The uilleann pipes are the bellows-blown bagpipes of Ireland, and many people play them. "
 

@@ -17,7 +17,7 @@ from click.testing import Result
 
 from pipeline.dataset import open_dataset
 from pipeline.dataset.card import card
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 Glotloom = Callable[..., Result]
 

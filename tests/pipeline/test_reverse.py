@@ -8,7 +8,7 @@ from pipeline.dialogues.prompts import fill
 from pipeline.dialogues.reverse import MAX_ANSWER_TOKENS, reverse_dialogues
 from pipeline.languages import load_language
 from pipeline.rows.sample import Passage, Section, Source
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 ENGLISH = load_language("en")
 LONG = "The pipes are blown with bellows, and the player sits down to play them, as few other pipers do in the world. "

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pipeline.clean import translated_items as module
 from pipeline.clean.embeddings import Embedder
 from pipeline.clean.evaluation import Item, evaluation_items
-from pipeline.clean.facts import contradict, facts, shared_numbers
-from pipeline.clean.identify import UNDETERMINED, Identified
 from pipeline.clean.translated_items import Translated, TranslatedItems
+from pipeline.text.facts import contradict, facts, shared_numbers
+from pipeline.text.identify import UNDETERMINED, Identified
 
 Row = tuple[str, Sequence[str]]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.facts import contradict, facts, numbers, shared_numbers
+from pipeline.text.facts import contradict, facts, numbers, shared_numbers
 
 ALPHABET = st.text(st.sampled_from("0123456789.,:万亿 `\n#\"'aIVX٣२½²/-") | st.characters(), max_size=60)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tokens import estimate_tokens
+from pipeline.text.tokens import estimate_tokens
 
 
 def test_no_text_is_no_token_and_any_text_at_least_one():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean import identify as module
-from pipeline.clean.identify import SURE, UNDETERMINED, identify, mask, mixed_in, other_language, second_backend, second_opinion
 from pipeline.errors import InputError
+from pipeline.text import identify as module
+from pipeline.text.identify import SURE, UNDETERMINED, identify, mask, mixed_in, other_language, second_backend, second_opinion
 
 SAMPLES = Path(module.__file__).parents[1] / "samples"
 RECIPE = ("en", "es", "fr", "ru", "zh")
