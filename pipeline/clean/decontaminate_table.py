@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clean.decontaminate import Checked, Row, contaminations
-from pipeline.clean.embeddings import LANGUAGES, check_installed
 from pipeline.clean.tables import (
     DROPPED_SCHEMA,
     ID,
@@ -25,6 +24,7 @@ from pipeline.clean.tables import (
 )
 from pipeline.errors import InputError
 from pipeline.text.identify import identify
+from pipeline.vectors.embeddings import LANGUAGES, check_installed
 
 Progress = Callable[[str, int, int | None], None]
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.clean.nearest import F16, cosines_of, nearest
 from pipeline.clean.shingles import I64
 from pipeline.text.facts import Facts, contradict
+from pipeline.vectors.nearest import F16, cosines_of, nearest
 
 F64 = npt.NDArray[np.float64]
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.clean.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
 from pipeline.clean.parallel import Groups, Threshold, parallel_groups
 from pipeline.clean.shingles import I64
 from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
@@ -22,6 +21,7 @@ from pipeline.files import AtomicFile
 from pipeline.rows.sample import content_hash
 from pipeline.text.facts import Facts, facts
 from pipeline.text.identify import UNDETERMINED
+from pipeline.vectors.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages
 
 LINEAGE = "group_id"
 PRECISION = 0.97

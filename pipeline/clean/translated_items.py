@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.clean.duplicates import normalise
-from pipeline.clean.embeddings import LANGUAGES, Embedder
 from pipeline.clean.evaluation import Item
-from pipeline.clean.nearest import F16, F32, cosines_of
 from pipeline.processes import blocks
 from pipeline.text.facts import Facts, contradict, facts, numbers, shared_numbers
 from pipeline.text.identify import SURE, UNDETERMINED, identify
+from pipeline.vectors.embeddings import LANGUAGES, Embedder
+from pipeline.vectors.nearest import F16, F32, cosines_of
 
 _NEXT = 3  # items that a translation has to be nearer to than to them
 _MANY_NUMBERS = 2  # with so many of an item found, its meaning need not be as near

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clean import decontaminate as module
-from pipeline.clean import embeddings
 from pipeline.clean.decontaminate import Checked, contaminations, decontaminate_stage
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import SAMPLE_SCHEMA
 from pipeline.stage import Stage, run_stage, stage_folder
+from pipeline.vectors import embeddings
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."
 COUNTED = "A farmer sells 14 boxes of apples at 25 dollars each. How much money does he get?"

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean import embeddings
 from pipeline.clean.decontaminate_table import DecontaminateReport, decontaminate
 from pipeline.clean.tables import DROPPED_SCHEMA, dropped_path
 from pipeline.errors import InputError
+from pipeline.vectors import embeddings
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."
 SHORT = "What is two plus two?"

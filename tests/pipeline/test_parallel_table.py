@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clean import embeddings, parallel_table
-from pipeline.clean.embeddings import DIMENSIONS, model_name
+from pipeline.clean import parallel_table
 from pipeline.clean.parallel_table import ParallelReport, parallel
 from pipeline.clean.tables import text_of
 from pipeline.errors import InputError, WorkError
+from pipeline.vectors import embeddings
+from pipeline.vectors.embeddings import DIMENSIONS, model_name
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import translated_items as module
-from pipeline.clean.embeddings import Embedder
 from pipeline.clean.evaluation import Item, evaluation_items
 from pipeline.clean.translated_items import Translated, TranslatedItems
 from pipeline.text.facts import contradict, facts, shared_numbers
 from pipeline.text.identify import UNDETERMINED, Identified
+from pipeline.vectors.embeddings import Embedder
 
 Row = tuple[str, Sequence[str]]
 

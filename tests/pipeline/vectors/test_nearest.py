@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean import nearest as module
-from pipeline.clean.nearest import cosines_of, nearest
+from pipeline.vectors import nearest as module
+from pipeline.vectors.nearest import cosines_of, nearest
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.clean import embeddings
-from pipeline.clean.embeddings import DIMENSIONS, MAX_TOKENS, Embedder, check_languages, head
 from pipeline.errors import InputError, WorkError
 from pipeline.text.tokens import estimate_tokens
+from pipeline.vectors import embeddings
+from pipeline.vectors.embeddings import DIMENSIONS, MAX_TOKENS, Embedder, check_languages, head
 
 
 @pytest.fixture
