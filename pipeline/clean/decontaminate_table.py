@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clean.decontaminate import Checked, Row, contaminations
-from pipeline.clean.tables import (
+from pipeline.errors import InputError
+from pipeline.rows.tables import (
     DROPPED_SCHEMA,
     ID,
     TextTable,
@@ -22,7 +23,6 @@ from pipeline.clean.tables import (
     working_folder,
     write_table,
 )
-from pipeline.errors import InputError
 from pipeline.text.identify import identify
 from pipeline.vectors.embeddings import LANGUAGES, check_installed
 

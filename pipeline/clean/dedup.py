@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
 from pipeline.clean.near_duplicates import Keys, Pairs, Texts, near_duplicates, take
 from pipeline.clean.shingles import I64, U64, Bands, Measure, band_keys, code_points
-from pipeline.clean.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, text_of, working_folder, write_table
 from pipeline.errors import InputError
+from pipeline.rows.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, text_of, working_folder, write_table
 
 KEEP = ("longest", "first", "highest:COLUMN", "lowest:COLUMN")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clean.tables import check_out, open_table, working_folder, write_table
 from pipeline.errors import InputError
 from pipeline.processes import Workers
+from pipeline.rows.tables import check_out, open_table, working_folder, write_table
 from pipeline.text.identify import Identified, identify, known_languages, second_backend, second_opinion
 
 COLUMNS = ("identified_language", "identified_score", "identified_agreed")

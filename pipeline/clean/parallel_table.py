@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from pipeline.clean.parallel import Groups, Threshold, parallel_groups
 from pipeline.clean.shingles import I64
-from pipeline.clean.tables import ID, TextTable, check_out, open_table, working_folder
 from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile
 from pipeline.rows.sample import content_hash
+from pipeline.rows.tables import ID, TextTable, check_out, open_table, working_folder
 from pipeline.text.facts import Facts, facts
 from pipeline.text.identify import UNDETERMINED
 from pipeline.vectors.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors, check_languages

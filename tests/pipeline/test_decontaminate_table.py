@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.decontaminate_table import DecontaminateReport, decontaminate
-from pipeline.clean.tables import DROPPED_SCHEMA, dropped_path
 from pipeline.errors import InputError
+from pipeline.rows.tables import DROPPED_SCHEMA, dropped_path
 from pipeline.vectors import embeddings
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import dedup as module
-from pipeline.clean import tables
 from pipeline.clean.dedup import dedup
-from pipeline.clean.tables import dropped_path, open_table
 from pipeline.errors import InputError, WorkError
+from pipeline.rows import tables
+from pipeline.rows.tables import dropped_path, open_table
 
 
 def write(path: Path, texts: list, **columns) -> Path:

@@ -20,8 +20,8 @@ import pytest
 
 from pipeline.clean import parallel_table
 from pipeline.clean.parallel_table import ParallelReport, parallel
-from pipeline.clean.tables import text_of
 from pipeline.errors import InputError, WorkError
+from pipeline.rows.tables import text_of
 from pipeline.vectors import embeddings
 from pipeline.vectors.embeddings import DIMENSIONS, model_name
 

@@ -13,8 +13,8 @@ from pipeline.clean.decontaminate_table import decontaminate
 from pipeline.clean.dedup import dedup
 from pipeline.clean.identify_table import identify_table
 from pipeline.clean.parallel_table import parallel
-from pipeline.clean.tables import open_table
 from pipeline.errors import InputError, some_of
+from pipeline.rows.tables import open_table
 from pipeline.text.identify import mask
 
 BROKEN = pa.array([b"caf\xe9 and more of it", b"plain text, all of it fine"], pa.binary())
