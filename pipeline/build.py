@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.agnostic import pool_stage, prune_stage
 from pipeline.clean.decontaminate import decontaminate_stage
 from pipeline.clean.duplicates import exact_duplicate_stage
 from pipeline.clean.near_duplicates import near_duplicate_stage
@@ -20,6 +19,7 @@ from pipeline.dialogues import dialogue_stages
 from pipeline.errors import InputError
 from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write_text
 from pipeline.knowledge import passage_stage
+from pipeline.pools.pool import pool_stage, prune_stage
 from pipeline.recipe import Recipe
 from pipeline.report import dataset_report
 from pipeline.stage import MANIFEST, Progress, Stage, StepReport, run_stage, silent, stage_folder

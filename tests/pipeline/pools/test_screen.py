@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.clean.screen import culture_bound
+from pipeline.pools.screen import culture_bound
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.agnostic import pool_stage, prune_stage
 from pipeline.errors import InputError
+from pipeline.pools.pool import pool_stage, prune_stage
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import sample_from_row
 from pipeline.stage import rows_of, run_stage, stage_folder

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.clean.screen import culture_bound
-from pipeline.clean.translation import translation_fault
 from pipeline.errors import InputError
 from pipeline.knowledge.records import jsonl_rows, parquet_rows
+from pipeline.pools.screen import culture_bound
+from pipeline.pools.translation import translation_fault
 from pipeline.recipe import Agnostic, Recipe
 from pipeline.rows.sample import (
     SAMPLE_SCHEMA,

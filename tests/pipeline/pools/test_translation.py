@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.translation import translation_fault
+from pipeline.pools.translation import translation_fault
 
 
 @pytest.mark.parametrize(
