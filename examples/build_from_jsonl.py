@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline import build, load_recipe
-from pipeline.dataset import explain
+from pipeline.release import explain
 
 PAGES = {
     "en": {

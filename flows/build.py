@@ -25,8 +25,8 @@ from flows.progress import in_words, reasons_in_words, usage_in_words
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
 from pipeline.build import finish, plan, workspace
-from pipeline.dataset import DatasetFolder, open_dataset
-from pipeline.dataset.folder import SPLITS
+from pipeline.release import DatasetFolder, open_dataset
+from pipeline.release.folder import SPLITS
 from pipeline.stage import Progress, Stage, finished, run_stage, stage_folder
 from pipeline.teacher import BudgetError, check_keys
 

@@ -144,8 +144,8 @@ def loss_line(record: dict[str, Any]) -> str:
 @plain_errors
 def export(dataset: Path, layout: str, out: Path) -> None:
     """Write a finished DATASET in another layout."""
-    from pipeline.dataset import export as run_export
-    from pipeline.dataset import open_dataset
+    from pipeline.release import export as run_export
+    from pipeline.release import open_dataset
 
     for name, rows in run_export(open_dataset(dataset), layout, out).items():
         click.echo(f"{name}: {rows} rows")
@@ -244,8 +244,8 @@ def report(dataset: Path, adapter: Path | None, out: Path | None) -> None:
 
 def write_report(dataset: Path, adapter: Path | None, page: Path) -> None:
     """The report of a dataset, and of an adapter's training where one is given, as one HTML file."""
-    from pipeline.dataset import open_dataset
     from pipeline.files import write_text
+    from pipeline.release import open_dataset
     from pipeline.report import dataset_report
 
     if page.is_dir():
@@ -274,8 +274,8 @@ def explain(dataset: Path, row_id: str) -> None:
 
     ROW_ID is an id of a row, passage or page of DATASET, or the beginning of one.
     """
-    from pipeline.dataset import explain as run_explain
-    from pipeline.dataset import open_dataset
+    from pipeline.release import explain as run_explain
+    from pipeline.release import open_dataset
 
     click.echo(run_explain(open_dataset(dataset), row_id))
 

@@ -13,7 +13,7 @@ from prefect.states import Failed
 
 from flows.build import place
 from pipeline import InputError, WorkError
-from pipeline.dataset import export, open_dataset
+from pipeline.release import export, open_dataset
 
 
 @flow(name="export-dataset", persist_result=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import open_dataset
+from pipeline.release import open_dataset
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

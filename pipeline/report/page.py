@@ -10,8 +10,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.dataset.folder import SPLITS, DatasetFolder
 from pipeline.languages import load_language
+from pipeline.release.folder import SPLITS, DatasetFolder
 from pipeline.report import charts
 from pipeline.rows.sample import TASKS
 from pipeline.stage import StepReport

@@ -22,7 +22,7 @@ OTHER = ("--set", "agnostic.math.budget.fr=3")
 # may say after how long the child is killed, or before which of its changes to the file system: all moments can be reached.
 FORKS = """
 import json, os, signal, sys, time
-import flows.cli, pipeline.build, pipeline.dataset, pipeline.report
+import flows.cli, pipeline.build, pipeline.release, pipeline.report
 
 def watch(folder, limit, counted):
     left = limit

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pipeline.build import build, plan
 from pipeline.clean import parallel_stage
 from pipeline.clean.parallel_stage import _united
-from pipeline.dataset.explain import explain
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
+from pipeline.release.explain import explain
 from pipeline.vectors import embeddings
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset import DatasetFolder, open_dataset
+from pipeline.release import DatasetFolder, open_dataset
 from pipeline.report import charts, dataset_report
 
 HOSTILE = "<script>alert(\"1\")</script> & 'quotes' <img src=x onerror=alert(1)> {{ 7 * 7 }} {% raw %} </div></details>"

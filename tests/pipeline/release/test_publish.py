@@ -15,8 +15,8 @@ import pytest
 import yaml
 from click.testing import Result
 
-from pipeline.dataset import open_dataset
-from pipeline.dataset.card import card
+from pipeline.release import open_dataset
+from pipeline.release.card import card
 from pipeline.text.tokens import estimate_tokens
 
 Glotloom = Callable[..., Result]

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from pipeline import WorkError
-from pipeline.dataset import export, open_dataset
+from pipeline.release import export, open_dataset
 
 Glotloom = Callable[..., Result]
 

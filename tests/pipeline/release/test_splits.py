@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.splits import VALIDATION_SHARE, validation_groups
+from pipeline.release.splits import VALIDATION_SHARE, validation_groups
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 12).map(str), st.sampled_from(["en", "fr"]), st.sampled_from(["math", "code"])), max_size=80

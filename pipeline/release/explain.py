@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.dataset.folder import DatasetFolder
 from pipeline.errors import InputError
+from pipeline.release.folder import DatasetFolder
 
 _COLUMNS = "id, language, task, mode, source, parent_ids, teacher, prompt_version, request_keys, decisions, messages, group_id"
 _MOST_STORIES = 20

@@ -13,12 +13,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.card import card
-from pipeline.dataset.folder import FORMAT, SPLITS, open_dataset
-from pipeline.dataset.splits import validation_groups
 from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
+from pipeline.release.card import card
+from pipeline.release.folder import FORMAT, SPLITS, open_dataset
+from pipeline.release.splits import validation_groups
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
 from pipeline.stage import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
 from pipeline.text.tokens import estimate_tokens

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import plan, workspace
-from pipeline.dataset.publish import check_output
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
+from pipeline.release.publish import check_output
 
 
 def test_somebody_elses_folder_with_our_names_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import InputError
-from pipeline.dataset import DatasetFolder, explain, open_dataset
+from pipeline.release import DatasetFolder, explain, open_dataset
 
 
 @pytest.fixture(scope="module")

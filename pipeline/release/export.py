@@ -9,9 +9,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from pipeline.dataset.folder import SPLITS, DatasetFolder
 from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile
+from pipeline.release.folder import SPLITS, DatasetFolder
 
 FORMATS = ("hf", "ultralink")
 
