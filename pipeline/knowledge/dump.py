@@ -20,7 +20,7 @@ from mwxml.errors import MalformedXML
 from pipeline.errors import InputError
 from pipeline.knowledge.categories import CategoryLinks, below, named
 from pipeline.knowledge.document import Document
-from pipeline.knowledge.wikitext import WikitextCleaner
+from pipeline.knowledge.markup.wikitext import WikitextCleaner
 from pipeline.languages import Language
 from pipeline.rows.sample import Source
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import mwparserfromhell
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Node, Tag, Template, Text, Wikilink
 
-from pipeline.knowledge.prose import (
+from pipeline.knowledge.markup.prose import (
     BULLET,
     FAULT,
     GONE,
@@ -30,7 +30,7 @@ from pipeline.knowledge.prose import (
     tidy_heading,
     unmarked,
 )
-from pipeline.knowledge.templates import shown
+from pipeline.knowledge.markup.templates import shown
 from pipeline.languages import Language
 from pipeline.rows.sample import Section
 

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.knowledge.prose import BULLET, NUMBER, lowered, raised
+from pipeline.knowledge.markup.prose import BULLET, NUMBER, lowered, raised
 
 # Names are lower-case with spaces. The first positional argument is shown.
 _FIRST = frozenset(

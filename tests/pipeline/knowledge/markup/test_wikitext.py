@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.knowledge import wikitext
 from pipeline.knowledge.dump import namespaces
-from pipeline.knowledge.wikitext import WikitextCleaner
+from pipeline.knowledge.markup import wikitext
+from pipeline.knowledge.markup.wikitext import WikitextCleaner
 from pipeline.languages import known_languages, load_language
 
 CLEANERS = {code: WikitextCleaner(load_language(code), namespaces(load_language(code))) for code in known_languages()}
