@@ -22,11 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.step import run_stage
 from pipeline.knowledge.dump import read_dump
 from pipeline.knowledge.passages import passage_stage
 from pipeline.languages import load_language
 from pipeline.recipe import parse_recipe
-from pipeline.stage import run_stage
 
 RESULTS = Path(__file__).parent / "results" / "knowledge.json"
 REPEATS = 5

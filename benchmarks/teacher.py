@@ -43,9 +43,9 @@ import aiohttp
 from aiohttp import web
 
 from pipeline import build
+from pipeline.engine.step import StepReport
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import Message
-from pipeline.stage import StepReport
 from pipeline.teacher import Ledger, TeacherClient, Usage
 
 SLOTS = 256

@@ -25,9 +25,9 @@ from flows.progress import in_words, reasons_in_words, usage_in_words
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
 from pipeline.build import finish, plan, workspace
+from pipeline.engine.step import Progress, Stage, finished, run_stage, stage_folder
 from pipeline.release import DatasetFolder, open_dataset
 from pipeline.release.folder import SPLITS
-from pipeline.stage import Progress, Stage, finished, run_stage, stage_folder
 from pipeline.teacher import BudgetError, check_keys
 
 _ASKS_A_TEACHER = ("grounded-", "closed_book-")

@@ -12,7 +12,7 @@ from typing import Never, Self
 
 from tqdm import tqdm
 
-from pipeline.stage import StepReport
+from pipeline.engine.step import StepReport
 
 
 class ProgressBar:

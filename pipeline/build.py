@@ -14,6 +14,7 @@ from pipeline.clean.near_duplicates import near_duplicate_stage
 from pipeline.clean.parallel_stage import parallel_stage
 from pipeline.clean.rules import rules_stage
 from pipeline.dialogues import dialogue_stages
+from pipeline.engine.step import MANIFEST, Progress, Stage, StepReport, run_stage, silent, stage_folder
 from pipeline.errors import InputError
 from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write_text
 from pipeline.knowledge import passage_stage
@@ -22,7 +23,6 @@ from pipeline.recipe import Recipe
 from pipeline.release import DatasetFolder, open_dataset
 from pipeline.release.publish import WORK_FOLDER, check_output, publish
 from pipeline.report import dataset_report
-from pipeline.stage import MANIFEST, Progress, Stage, StepReport, run_stage, silent, stage_folder
 from pipeline.teacher import check_keys
 
 OnReport = Callable[[StepReport], None]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, ngrams, read_sets
 from pipeline.clean.translated_items import TranslatedItems
-from pipeline.processes import Workers, blocks
+from pipeline.engine.processes import Workers, blocks
+from pipeline.engine.step import Stage, StageRun, row_count, rows_of
 from pipeline.recipe import Recipe
 from pipeline.rows.sample import SAMPLE_SCHEMA, drop, sample_from_row
-from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.vectors.embeddings import LANGUAGES, MAX_TOKENS, Embedder, check_installed, model_name
 
 REASONS = ("contaminated", "contaminated_translation")

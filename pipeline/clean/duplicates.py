@@ -14,8 +14,8 @@ import opencc
 import pyarrow as pa
 
 from pipeline.clean.shingles import I64, U32, U64
+from pipeline.engine.step import Stage, StageRun, row_count, rows_of
 from pipeline.rows.sample import SAMPLE_SCHEMA, Sample, content_hash, drop, sample_from_row
-from pipeline.stage import Stage, StageRun, row_count, rows_of
 
 
 def exact_duplicate_stage(inputs: Stage) -> Stage:

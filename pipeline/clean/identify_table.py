@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.engine.processes import Workers
 from pipeline.errors import InputError
-from pipeline.processes import Workers
 from pipeline.rows.tables import check_out, open_table, working_folder, write_table
 from pipeline.text.identify import Identified, identify, known_languages, second_backend, second_opinion
 

@@ -39,8 +39,8 @@ from pipeline.clean.shingles import (
     set_sizes,
     similarity,
 )
+from pipeline.engine.step import Stage, StageRun, parts, row_count, rows_of
 from pipeline.rows.sample import SAMPLE_SCHEMA, drop, sample_from_row
-from pipeline.stage import Stage, StageRun, parts, row_count, rows_of
 
 # A bucket of m rows of which few are near-duplicates (one template, a thousand fillings) gets 5,000 / m leaders, and at least
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.clean.parallel_table import LINEAGE, PRECISION, Codes, compare, members_of
+from pipeline.engine.step import Stage, StageRun, parts, rows_of
 from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, content_hash, sample_from_row
 from pipeline.rows.tables import TextTable
-from pipeline.stage import Stage, StageRun, parts, rows_of
 from pipeline.vectors.embeddings import LANGUAGES, MAX_TOKENS, check_installed, model_name
 
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.clean.own_rules import own_rules
+from pipeline.engine.step import Stage, StageRun, row_count, rows_of
 from pipeline.languages import load_language
 from pipeline.recipe import Recipe
 from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, Sample, content_hash, drop, sample_from_row
-from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.text.identify import BACKEND, mask, mixed_in, other_language
 
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.

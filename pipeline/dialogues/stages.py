@@ -21,6 +21,7 @@ from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
 from pipeline.dialogues.in_order import Refused, in_order
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues, with_written_instructions
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
+from pipeline.engine.step import Stage, StageRun, row_count, rows_of
 from pipeline.files import Spool, file_hash
 from pipeline.languages import Language, load_language
 from pipeline.recipe import Dialogues, Recipe
@@ -35,7 +36,6 @@ from pipeline.rows.sample import (
     passage_from_row,
     sample_id,
 )
-from pipeline.stage import Stage, StageRun, row_count, rows_of
 from pipeline.teacher import TeacherClient, TeacherError, model_name, open_teacher
 from pipeline.text.identify import BACKEND, other_language
 

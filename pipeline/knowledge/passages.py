@@ -14,6 +14,8 @@ from typing import Any
 
 import opencc
 
+from pipeline.engine.processes import Workers
+from pipeline.engine.step import Stage, StageRun
 from pipeline.errors import InputError
 from pipeline.files import Spool
 from pipeline.knowledge.document import Document
@@ -21,10 +23,8 @@ from pipeline.knowledge.dump import read_dump
 from pipeline.knowledge.multistream import DrawnPages, index_of
 from pipeline.knowledge.records import read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
-from pipeline.processes import Workers
 from pipeline.recipe import Knowledge, Recipe
 from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
-from pipeline.stage import Stage, StageRun
 from pipeline.text.identify import BACKEND, other_language
 from pipeline.text.tokens import estimate_tokens, token_counter, tokenizer_file
 

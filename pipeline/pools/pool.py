@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.step import Stage, StageRun, row_count, rows_of
 from pipeline.errors import InputError
 from pipeline.knowledge.records import jsonl_rows, parquet_rows
 from pipeline.pools.screen import culture_bound
@@ -25,7 +26,6 @@ from pipeline.rows.sample import (
     sample_from_row,
     sample_id,
 )
-from pipeline.stage import Stage, StageRun, row_count, rows_of
 
 # Question and answer columns of the pools that UltraLink uses (MetaMathQA, Magicoder) and their like.
 _PAIRS = (

@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine.step import MANIFEST, StepReport
 from pipeline.errors import InputError
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
-from pipeline.stage import MANIFEST, StepReport
 
 FORMAT = "glotloom-dataset-1"
 SPLITS = ("train", "validation")

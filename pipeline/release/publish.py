@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine.step import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
 from pipeline.errors import InputError, WorkError
 from pipeline.files import AtomicFile, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
@@ -20,7 +21,6 @@ from pipeline.release.card import card
 from pipeline.release.folder import FORMAT, SPLITS, open_dataset
 from pipeline.release.splits import validation_groups
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
-from pipeline.stage import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
 from pipeline.text.tokens import estimate_tokens
 
 ROWS_PER_SHARD = 100_000

@@ -10,11 +10,11 @@ from typing import Any
 
 import jinja2
 
+from pipeline.engine.step import StepReport
 from pipeline.languages import load_language
 from pipeline.release.folder import SPLITS, DatasetFolder
 from pipeline.report import charts
 from pipeline.rows.sample import TASKS
-from pipeline.stage import StepReport
 
 _EXAMPLES = 3
 _HEAT_MODULES = 6

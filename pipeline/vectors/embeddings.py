@@ -21,9 +21,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.engine.processes import Workers, blocks
 from pipeline.errors import InputError, WorkError, some_of
 from pipeline.files import cache_folder
-from pipeline.processes import Workers, blocks
 from pipeline.text.tokens import estimate_tokens
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")

@@ -3,7 +3,7 @@
 import json
 
 from flows.progress import ProgressBar, usage_in_words
-from pipeline.stage import StepReport
+from pipeline.engine.step import StepReport
 
 
 def report(stage: str) -> StepReport:

@@ -19,8 +19,8 @@ import pytest
 from aiohttp import web
 from hypothesis import settings
 
+from pipeline.engine.step import Stage, StageRun, StepReport, rows_of, run_stage, stage_folder
 from pipeline.rows.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id
-from pipeline.stage import Stage, StageRun, StepReport, rows_of, run_stage, stage_folder
 
 # A busy machine is no failure.
 settings.register_profile("glotloom", deadline=None)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.clean import decontaminate as module
 from pipeline.clean.decontaminate import Checked, contaminations, decontaminate_stage
+from pipeline.engine.step import Stage, run_stage, stage_folder
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import SAMPLE_SCHEMA
-from pipeline.stage import Stage, run_stage, stage_folder
 from pipeline.vectors import embeddings
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import plan
+from pipeline.engine.step import rows_of, run_stage, stage_folder
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import passage_from_row
-from pipeline.stage import rows_of, run_stage, stage_folder
 
 LANGUAGES = ["en", "zh", "ru", "fr", "es"]
 TASKS = ["chat_agnostic", "math", "code"]

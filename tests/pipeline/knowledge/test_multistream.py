@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.step import rows_of, run_stage, stage_folder
 from pipeline.errors import InputError
 from pipeline.knowledge.multistream import DrawnPages, index_of
 from pipeline.knowledge.passages import passage_stage
 from pipeline.recipe import parse_recipe
-from pipeline.stage import rows_of, run_stage, stage_folder
 
 HEAD = (
     '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11"><siteinfo><sitename>Wikipedia</sitename>'

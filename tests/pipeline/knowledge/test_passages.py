@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pipeline.engine.step import rows_of, run_stage, stage_folder
 from pipeline.errors import InputError
 from pipeline.knowledge import passages as module
 from pipeline.knowledge import records
 from pipeline.knowledge.passages import _keyword_fault, passage_stage, segments
 from pipeline.recipe import Knowledge, parse_recipe
 from pipeline.rows.sample import Section, passage_from_row
-from pipeline.stage import rows_of, run_stage, stage_folder
 from pipeline.text.tokens import estimate_tokens
 
 PROSE = "The uilleann pipes are the bellows-blown bagpipes of Ireland, and many people play them. "

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import stage as stage_module
+from pipeline.engine import step as stage_module
+from pipeline.engine.step import MANIFEST, Stage, finished, parts, read_report, row_count, rows_of, run_stage, stage_folder
 from pipeline.errors import InputError, WorkError
 from pipeline.rows.sample import SAMPLE_SCHEMA, drop
-from pipeline.stage import MANIFEST, Stage, finished, parts, read_report, row_count, rows_of, run_stage, stage_folder
 
 
 def make_stage(run: Callable[..., None], config: Mapping[str, Any] | None = None, **rest: Any) -> Stage:

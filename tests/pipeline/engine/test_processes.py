@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.processes import Workers, blocks
 from pipeline.errors import WorkError
-from pipeline.processes import Workers, blocks
 
 KILL_ITSELF = "__import__('os').kill(__import__('os').getpid(), 9)"
 
@@ -77,7 +77,7 @@ def test_no_item_gives_no_result(two):
 @pytest.mark.parametrize("how", ["file", "module", "stdin"])
 def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path, how):
     script = """
-from pipeline.processes import Workers
+from pipeline.engine.processes import Workers
 before = globals().get("__file__")
 print("begun", __name__, __spec__ is None or __spec__.name)
 with Workers(len, 2) as workers:
@@ -86,7 +86,7 @@ print(globals().get("__file__") == before)
 """
     (tmp_path / "unguarded.py").write_text(script)
     command = {"file": ["unguarded.py"], "module": ["-m", "unguarded"], "stdin": ["-"]}[how]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, *command], input=script, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )
@@ -128,7 +128,7 @@ def test_blocks_take_no_more_than_they_give():
 
 SCRIPT = """
 import sys, time
-from pipeline.processes import Workers
+from pipeline.engine.processes import Workers
 if __name__ == "__main__":
     with Workers(eval, 2) as workers:
         pids = set()
@@ -142,7 +142,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
 def test_processes_end_with_the_one_that_started_them_and_leave_the_talking_to_it(tmp_path, how):
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", tmp_path / "script.py"],
         stdout=subprocess.PIPE,
