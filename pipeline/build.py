@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.clean.decontaminate import decontaminate_stage
-from pipeline.clean.duplicates import exact_duplicate_stage
-from pipeline.clean.near_duplicates import near_duplicate_stage
+from pipeline.clean.contamination import decontaminate_stage
+from pipeline.clean.exact import exact_duplicate_stage
+from pipeline.clean.near import near_duplicate_stage
 from pipeline.clean.parallel_stage import parallel_stage
 from pipeline.clean.rules import rules_stage
 from pipeline.dialogues import dialogue_stages

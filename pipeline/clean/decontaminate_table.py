@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.clean.decontaminate import Checked, Row, contaminations
+from pipeline.clean.contamination import Checked, Row, contaminations
 from pipeline.errors import InputError
 from pipeline.rows.tables import (
     DROPPED_SCHEMA,

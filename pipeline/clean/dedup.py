@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.clean.duplicates import first_of_equal, letter_sums, normalise
-from pipeline.clean.near_duplicates import Keys, Pairs, Texts, near_duplicates, take
+from pipeline.clean.exact import first_of_equal, letter_sums, normalise
+from pipeline.clean.near import Keys, Pairs, Texts, near_duplicates, take
 from pipeline.clean.shingles import I64, U64, Bands, Measure, band_keys, code_points
 from pipeline.errors import InputError
 from pipeline.rows.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, text_of, working_folder, write_table

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.clean.duplicates import normalise
 from pipeline.clean.evaluation import Item
+from pipeline.clean.exact import normalise
 from pipeline.engine.processes import blocks
 from pipeline.text.facts import Facts, contradict, facts, numbers, shared_numbers
 from pipeline.text.identify import SURE, UNDETERMINED, identify

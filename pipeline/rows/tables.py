@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.clean.near_duplicates import joined_messages
+from pipeline.clean.near import joined_messages
 from pipeline.clean.shingles import I64
 from pipeline.errors import InputError, WorkError
 from pipeline.files import LOCK_FILE, AtomicFile, WorkLock

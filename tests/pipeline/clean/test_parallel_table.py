@@ -25,7 +25,7 @@ from pipeline.rows.tables import text_of
 from pipeline.vectors import embeddings
 from pipeline.vectors.embeddings import DIMENSIONS, model_name
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 ENGLISH = [
     "The bridge was built by local people.",

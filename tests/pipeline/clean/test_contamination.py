@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean import decontaminate as module
-from pipeline.clean.decontaminate import Checked, contaminations, decontaminate_stage
+from pipeline.clean import contamination as module
+from pipeline.clean.contamination import Checked, contaminations, decontaminate_stage
 from pipeline.engine.step import Stage, run_stage, stage_folder
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.duplicates import exact_duplicate_stage, normalise, normalised_hash
+from pipeline.clean.exact import exact_duplicate_stage, normalise, normalised_hash
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=20)
 

@@ -23,7 +23,7 @@ from pipeline.recipe import parse_recipe
 from pipeline.release.explain import explain
 from pipeline.vectors import embeddings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MEANINGS = ["bridge", "fish", "harvest", "doctor", "snow", "museum", "keys", "honey", "queen", "river", "violin", "rain"]
 
 SENTENCES = {

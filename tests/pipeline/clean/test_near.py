@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.near_duplicates import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
+from pipeline.clean.near import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
 from pipeline.clean.shingles import Bands, band_keys, code_points, padded, set_sizes, similarity
 
 TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
@@ -230,7 +230,7 @@ def test_recall_is_what_the_bands_promise(tmp_path):
 def test_shingles_that_do_not_fit_in_memory_stand_in_a_file(tmp_path, monkeypatch):
     texts = variants(7, 60)
     expected = find(texts, tmp_path)
-    monkeypatch.setattr("pipeline.clean.near_duplicates._IN_MEMORY", 2_000)
+    monkeypatch.setattr("pipeline.clean.near._IN_MEMORY", 2_000)
 
     found = find(texts, tmp_path)
 
