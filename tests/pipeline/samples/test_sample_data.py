@@ -15,7 +15,7 @@ from pipeline.rows.sample import passage_from_row
 
 LANGUAGES = ["en", "zh", "ru", "fr", "es"]
 TASKS = ["chat_agnostic", "math", "code"]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "pipeline" / "samples"
 
 

@@ -157,7 +157,7 @@ def test_killed_at_any_moment_no_answer_is_lost_or_asked_for_twice(teacher_serve
             [sys.executable, "-c", ASKER, teacher_server.url, str(path)],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             env=dict(os.environ),
         )
         assert child.stdout is not None
