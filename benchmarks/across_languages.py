@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.clean.decontaminate_table import decontaminate
-from pipeline.clean.parallel_table import parallel
+from pipeline.commands.decontaminate import decontaminate
+from pipeline.commands.parallel import parallel
 from pipeline.text.identify import BACKEND, UNDETERMINED, identify, second_backend, second_opinion
 
 HELP_LANGUAGES = {

@@ -47,9 +47,9 @@ import pyarrow.parquet as pq
 from across_languages import identification, parallel_groups, translated_items
 from cleaning_scale import every_stage, memory_by_rows
 
-from pipeline.clean.dedup import dedup
 from pipeline.clean.exact import normalise
 from pipeline.clean.near import Bands, all_band_keys
+from pipeline.commands.dedup import dedup
 
 THRESHOLD, MARGIN = 0.8, 0.02
 PIECE = 320

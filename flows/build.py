@@ -1,9 +1,9 @@
-"""The build as a Prefect flow: one task per stage, named after it.
+"""The build as a Prefect flow: one task per step, named after it, whichever executor does its parts.
 
-A task is given a recipe, a folder and a stage's name and plans again, which is cheap, so that it could run on any machine
-that shares the disk. The stage's manifest is the only cache: what was finished before returns at once, with or without
-Prefect. Stages run one after another in the main thread: reading dumps holds Python's lock, so threads would win nothing,
-a stage that asks a teacher keeps many requests in flight by itself, and a cancelled run stops where it stands.
+A task is given a recipe, a folder and a step's name and plans again, which is cheap, so that it could run on any machine
+that shares the disk. The step's manifest is the only cache: what was finished before returns at once, with or without
+Prefect. Steps that ask a teacher run at the same time, in threads, and share it; the others run one after another in the main
+thread, since each has all cores through the executor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -24,19 +24,21 @@ from prefect.states import Failed
 from flows.progress import in_words, reasons_in_words, usage_in_words
 from flows.recipes import find_recipe
 from pipeline import InputError, Recipe, WorkError
-from pipeline.build import finish, plan, workspace
-from pipeline.engine.step import Progress, Stage, finished, run_stage, stage_folder
+from pipeline.build import check_teachers, finish, plan, workspace
+from pipeline.engine.executors import ExecutorOptions, open_executor
+from pipeline.engine.parts import finished, step_folder
+from pipeline.engine.run import run_step, waves
+from pipeline.engine.step import Progress, Step
 from pipeline.release import DatasetFolder, open_dataset
 from pipeline.release.folder import SPLITS
-from pipeline.teacher import BudgetError, check_keys
+from pipeline.teacher import BudgetError, stop_asking
 
-_ASKS_A_TEACHER = ("grounded-", "closed_book-")
 _RETRY_DELAYS_S: list[float] = [30, 300]
 _LOG_EVERY_S = 60.0
 
 
 class StageCounts(TypedDict):
-    """What a stage's task returns."""
+    """What a step's task returns."""
 
     stage: str
     rows_in: int
@@ -46,7 +48,7 @@ class StageCounts(TypedDict):
 
 
 class BuildCounts(TypedDict):
-    """What a build returns: stages, how many of them were made now, and rows."""
+    """What a build returns: steps, how many of them were made now, and rows."""
 
     stages: int
     stages_made: int
@@ -56,37 +58,72 @@ class BuildCounts(TypedDict):
     left: int
 
 
+class Place(TypedDict):
+    """What every task of one build is given."""
+
+    recipe: str
+    overrides: Sequence[str]
+    work: str
+    executor: ExecutorOptions
+
+
 @flow(name="build-dataset", persist_result=False)
-def build_dataset(recipe: str, out: str, overrides: Sequence[str] = ()) -> BuildCounts | State[Any]:
-    """Build the dataset of a recipe, re-using every stage that was finished before.
+def build_dataset(
+    recipe: str,
+    out: str,
+    overrides: Sequence[str] = (),
+    executor: Literal["inline", "processes", "ray"] = "processes",
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> BuildCounts | State[Any]:
+    """Build the dataset of a recipe, re-using every step that was finished before.
 
     Args:
         recipe: A TOML file or the name of a shipped recipe, such as ultralink_mini.
         out: The folder of the dataset, new or built by glotloom; ~ is the home of the worker's user.
         overrides: KEY=VALUE each, such as teachers.main.base_url=http://127.0.0.1:8000/v1.
+        executor: Where the parts of a step are done: here, in processes of this machine, or on a Ray cluster.
+        workers: How many at once; one a core unless given.
+        ray_address: Of the cluster; without one Ray starts on this machine.
     """
     try:
         recipe, folder = str(Path(recipe).expanduser()), place(out, "out")
+        options = ExecutorOptions(kind=executor, workers=workers, ray_address=ray_address)
         wanted = find_recipe(recipe, overrides)
-        check_keys(wanted)
-        stages = plan(wanted)
-        with workspace(stages, folder) as work:
-            done = [_task_of(stage.name)(recipe, overrides, str(work), stage.name) for stage in stages]
-            publish_dataset(recipe, overrides, str(work), str(folder))
+        steps = plan(wanted)
+        check_teachers(wanted, steps)
+        with workspace(steps, folder) as work, open_executor(options):
+            given = Place(recipe=recipe, overrides=overrides, work=str(work), executor=options)
+            done = [counts for wave in waves(steps) for counts in _make_wave(wave, given)]
+            publish_dataset(given, str(folder))
     except (InputError, WorkError) as error:
         return Failed(message=str(error), data=error)
     return _show(open_dataset(folder), done)
 
 
+def _make_wave(wave: Sequence[Step], given: Place) -> list[StageCounts]:
+    """Steps that ask a teacher at the same time, others one after another."""
+    if wave[0].teacher is None:
+        return [_task_of(step)(given, step.name) for step in wave]
+    try:
+        runs = [_task_of(step).submit(given, step.name) for step in wave]
+        return [run.result() for run in runs]
+    except BaseException:
+        stop_asking()
+        raise
+
+
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def make_stage(recipe: str, overrides: Sequence[str], work: str, name: str) -> StageCounts:
-    """Run one stage of a recipe's plan unless it was finished before; its inputs must be finished."""
+def make_stage(given: Place, name: str) -> StageCounts:
+    """Run one step of a recipe's plan unless it was finished before; its inputs must be finished."""
     logger = get_run_logger()
-    stage, folder = _stage_of(find_recipe(recipe, overrides), name), Path(work)
-    finished_before = finished(stage_folder(stage, folder)) is not None
-    report = run_stage(stage, folder, _now_and_then(logger.info))
+    wanted, folder = find_recipe(given["recipe"], given["overrides"]), Path(given["work"])
+    step = _step_of(wanted, name)
+    finished_before = finished(step_folder(step, folder)) is not None
+    with open_executor(given["executor"]) as executor:
+        report = run_step(step, folder, executor, wanted.engine.part_rows, _now_and_then(logger.info))
     logger.info("%s; %s", in_words(report), "finished before" if finished_before else "made now")
-    if finished(stage_folder(stage, folder)) is None:
+    if finished(step_folder(step, folder)) is None:
         _ask_again_or_go_on(logger.warning)
     return StageCounts(
         stage=name,
@@ -98,10 +135,11 @@ def make_stage(recipe: str, overrides: Sequence[str], work: str, name: str) -> S
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish_dataset(recipe: str, overrides: Sequence[str], work: str, out: str) -> str:
-    """Write the dataset folder and its report from the finished stages; returns the folder."""
-    wanted = find_recipe(recipe, overrides)
-    return str(finish(wanted, plan(wanted), Path(work), Path(out)).path)
+def publish_dataset(given: Place, out: str) -> str:
+    """Write the dataset folder and its report from the finished steps; returns the folder."""
+    wanted = find_recipe(given["recipe"], given["overrides"])
+    with open_executor(given["executor"]) as executor:
+        return str(finish(wanted, plan(wanted), Path(given["work"]), Path(out), executor).path)
 
 
 def place(text: str, parameter: str) -> Path:
@@ -115,9 +153,9 @@ def place(text: str, parameter: str) -> Path:
     return path
 
 
-def _task_of(name: str) -> Task[[str, Sequence[str], str, str], StageCounts]:
+def _task_of(step: Step) -> Task[[Place, str], StageCounts]:
     """Retries only where the network is."""
-    if not name.startswith(_ASKS_A_TEACHER):
+    if step.teacher is None:
         return make_stage
     return make_stage.with_options(retries=len(_RETRY_DELAYS_S), retry_delay_seconds=_RETRY_DELAYS_S, retry_condition_fn=_may_help)
 
@@ -134,10 +172,10 @@ def _ask_again_or_go_on(warn: Callable[[str], None]) -> None:
     warn("the teacher left requests unanswered; the next run asks them again")
 
 
-def _stage_of(recipe: Recipe, name: str) -> Stage:
-    for stage in plan(recipe):
-        if stage.name == name:
-            return stage
+def _step_of(recipe: Recipe, name: str) -> Step:
+    for step in plan(recipe):
+        if step.name == name:
+            return step
     raise InputError(f"recipe {recipe.name}: has no stage {name} any more, so it was changed meanwhile; run it again")
 
 

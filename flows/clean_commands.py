@@ -56,7 +56,7 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
       glotloom dedup folder --column messages --against release-1.parquet --out new.parquet
       glotloom dedup rows.parquet --keep highest:quality --out clean.parquet
     """
-    from pipeline.clean.dedup import dedup as run_dedup
+    from pipeline.commands.dedup import dedup as run_dedup
 
     with ProgressBar() as progress:
         done = run_dedup(
@@ -92,7 +92,7 @@ def identify(rows: Path, column: str, languages: str, out: Path, second: bool, w
     Example:
       glotloom identify rows.parquet --languages en,zh,ru,fr,es --out identified.parquet
     """
-    from pipeline.clean.identify_table import identify_table
+    from pipeline.commands.identify import identify_table
 
     codes = [code.strip() for code in languages.split(",") if code.strip()]
     with ProgressBar() as progress:
@@ -136,7 +136,7 @@ def parallel(
       glotloom parallel rows.parquet --out groups.parquet
       glotloom parallel DATASET/data --column messages --languages en,fr --out groups.parquet
     """
-    from pipeline.clean.parallel_table import parallel as run_parallel
+    from pipeline.commands.parallel import parallel as run_parallel
 
     codes = [code.strip() for code in languages.split(",") if code.strip()]
     with ProgressBar() as progress:
@@ -199,7 +199,7 @@ def decontaminate(
       glotloom decontaminate rows.parquet --against mgsm_en.tsv --out clean.parquet
       glotloom decontaminate rows.parquet --against gsm8k.jsonl --against mgsm_en.tsv --translations --out clean.parquet
     """
-    from pipeline.clean.decontaminate_table import decontaminate as run_decontaminate
+    from pipeline.commands.decontaminate import decontaminate as run_decontaminate
     from pipeline.errors import some_of
 
     with ProgressBar() as progress:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -54,9 +54,27 @@ for _command in (decontaminate, dedup, identify, parallel):
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the dataset: new, or one that glotloom built."
 )
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of unfinished and re-usable stages.  [default: OUT/.stages]")
+@click.option(
+    "--executor",
+    type=click.Choice(["inline", "processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Where the parts of a stage are done: in this process, in processes of this machine, or on a Ray cluster "
+    "(pip install 'glotloom[ray]'; --work has to be a folder that all nodes see). The result is the same.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="How many at once.  [default: one a core, or all of the cluster]")
+@click.option("--ray-address", metavar="ADDRESS", help="Of a running cluster, such as auto or ray://host:10001.")
 @_SET
 @plain_errors
-def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -> None:
+def build(
+    recipe: str,
+    out: Path,
+    work: Path | None,
+    executor: Literal["inline", "processes", "ray"],
+    workers: int | None,
+    ray_address: str | None,
+    overrides: Sequence[str],
+) -> None:
     """Build the dataset of RECIPE, a TOML file or the name of a shipped recipe.
 
     OUT can be read by datasets.load_dataset as it is; OUT/report.html shows it. What was finished before is re-used.
@@ -66,10 +84,14 @@ def build(recipe: str, out: Path, work: Path | None, overrides: Sequence[str]) -
       glotloom build ultralink_mini --out mini
       glotloom build my.toml --out data --set teachers.main.base_url=http://127.0.0.1:8000/v1
     """
+    from pipeline import ExecutorOptions
     from pipeline import build as run_build
 
+    options = ExecutorOptions(kind=executor, workers=workers, ray_address=ray_address)
     with ProgressBar() as progress:
-        dataset = run_build(find_recipe(recipe, overrides), out, work=work, progress=progress, on_report=progress.report)
+        dataset = run_build(
+            find_recipe(recipe, overrides), out, work=work, progress=progress, on_report=progress.report, executor=options
+        )
     click.echo(
         f"{out}: {dataset.count('train')} train and {dataset.count('validation')} validation rows "
         f"in {len(dataset.configs)} configs; {dataset.left} things left, each with a reason"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -16,56 +17,72 @@ from pipeline.engine.step import StepReport
 
 
 class ProgressBar:
-    """A `pipeline` progress callback; `unit` names what is counted. `made`: the stages made now, by their reports."""
+    """A `pipeline` progress callback, of several steps at once; `unit` names what is counted.
+
+    `made`: the steps made now, by their reports.
+    """
 
     def __init__(self, unit: str = "rows") -> None:
         self._unit = unit
         self.made: set[str] = set()
-        self._stage: str | None = None
-        self._bar: tqdm[Never] | None = None
-        self._started = self._last = 0.0
-        self._done = 0
+        self._bars: dict[str, _Bar] = {}
+        self._lock = threading.RLock()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if stage != self._stage:
-            self._finish()
-            self._stage, self._started = stage, time.monotonic()
-            self._bar = tqdm(
-                desc=stage,
-                total=total,
-                unit=f" {self._unit}",
-                file=sys.stderr,
-                disable=None,
-                leave=self._unit == "steps",
-                mininterval=0.2,
-            )
-        self._done, self._last = done, time.monotonic()
-        if total is not None and self._bar is not None:
-            self._bar.total = total
-        if self._bar is not None and not self._bar.disable:
-            self._bar.update(done - self._bar.n)
+        with self._lock:
+            if stage not in self._bars:
+                if self._unit == "steps":  # phases, one after another
+                    self._finish()
+                leave = self._unit == "steps"
+                self._bars[stage] = _Bar(stage, f" {self._unit}", total, leave)
+            self._bars[stage].update(done, total)
 
     def report(self, report: StepReport) -> None:
-        """One line for a stage that was made now; what was finished before has had no progress and is passed over."""
-        if self._stage == report.stage:
-            seconds = self._last - self._started
-            self.made.add(report.stage)
-            self._finish()
-            tqdm.write(f"{in_words(report)}, {seconds:.1f} s", file=sys.stderr)
+        """One line for a step that was made now; what was finished before has had no progress and is passed over."""
+        with self._lock:
+            if (bar := self._bars.pop(report.stage, None)) is not None:
+                self.made.add(report.stage)
+                seconds = bar.close()
+                tqdm.write(f"{in_words(report)}, {seconds:.1f} s", file=sys.stderr)
 
     def _finish(self) -> None:
-        if self._stage is None or self._bar is None:
-            return
-        if self._bar.disable and self._unit == "steps":
-            print(f"{self._stage}: {self._last - self._started:.1f} s", file=sys.stderr, flush=True)
-        self._bar.close()
-        self._stage = None
+        for stage, bar in self._bars.items():
+            seconds = bar.close()
+            if bar.silent and self._unit == "steps":
+                print(f"{stage}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        self._bars.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._finish()
+        with self._lock:
+            self._finish()
+
+
+class _Bar:
+    """Of one step; silent where nobody looks."""
+
+    def __init__(self, name: str, unit: str, total: int | None, leave: bool) -> None:
+        self._started = time.monotonic()
+        self._bar: tqdm[Never] = tqdm(
+            desc=name, total=total, unit=unit, file=sys.stderr, disable=None, leave=leave, mininterval=0.2
+        )
+
+    @property
+    def silent(self) -> bool:
+        return bool(self._bar.disable)
+
+    def update(self, done: int, total: int | None) -> None:
+        if total is not None:
+            self._bar.total = total
+        if not self.silent:
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> float:
+        """The seconds it took."""
+        self._bar.close()
+        return time.monotonic() - self._started
 
 
 def usage_in_words(dataset: Path, stages: Container[str] | None = None) -> Iterator[str]:

@@ -1,78 +1,89 @@
-"""The build: a recipe as the list of its stages, and the plain way to run them (Prefect has its own in `flows`)."""
+"""The build: a recipe as the list of its steps, and the plain way to run them (Prefect has its own in `flows`)."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.clean.contamination import decontaminate_stage
-from pipeline.clean.exact import exact_duplicate_stage
-from pipeline.clean.near import near_duplicate_stage
-from pipeline.clean.parallel_stage import parallel_stage
-from pipeline.clean.rules import rules_stage
-from pipeline.dialogues import dialogue_stages
-from pipeline.engine.step import MANIFEST, Progress, Stage, StepReport, run_stage, silent, stage_folder
+from pipeline.clean.steps import decontaminate_step, duplicates_step, parallel_step, rules_step
+from pipeline.dialogues import dialogue_steps
+from pipeline.engine.executors import Executor, ExecutorOptions, open_executor
+from pipeline.engine.parts import MANIFEST, step_folder
+from pipeline.engine.run import OnReport, run_steps
+from pipeline.engine.step import Progress, Step, silent
 from pipeline.errors import InputError
 from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write_text
-from pipeline.knowledge import passage_stage
-from pipeline.pools.pool import pool_stage, prune_stage
+from pipeline.knowledge import passage_step
+from pipeline.pools import pool_steps, prune_step
 from pipeline.recipe import Recipe
 from pipeline.release import DatasetFolder, open_dataset
 from pipeline.release.publish import WORK_FOLDER, check_output, publish
 from pipeline.report import dataset_report
-from pipeline.teacher import check_keys
-
-OnReport = Callable[[StepReport], None]
-"""Called with the account of each stage once it is finished."""
+from pipeline.teacher import check_keys, stop_asking
 
 
-def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of a build in an order in which each one's inputs come before it; the last one's rows are the dataset."""
-    passages = {code: passage_stage(recipe, code) for code in recipe.languages if code in recipe.knowledge}
-    dialogues = [stage for code, source in passages.items() for stage in dialogue_stages(recipe, code, source)]
-    pools = [pool_stage(recipe, task) for task in sorted(recipe.agnostic)]
-    rules = rules_stage(recipe, (*dialogues, *pools))
-    exact = exact_duplicate_stage(rules)
-    near = near_duplicate_stage(exact, recipe.clean.near_duplicate_threshold)
-    clean = decontaminate_stage(recipe, near)
-    grouped = parallel_stage(clean) if recipe.clean.parallel_groups else clean
+def plan(recipe: Recipe) -> list[Step]:
+    """The steps of a build in an order in which each one's inputs come before it; the last one's rows are the dataset."""
+    passages = {code: passage_step(recipe, code) for code in recipe.languages if code in recipe.knowledge}
+    pools = [pool_steps(recipe, task) for task in sorted(recipe.agnostic)]
+    dialogues = [step for code, source in passages.items() for step in dialogue_steps(recipe, code, source)]
+    rules = rules_step(recipe, (*dialogues, *(checked for _, checked in pools)))
+    distinct = duplicates_step(recipe, rules)
+    clean = decontaminate_step(recipe, distinct)
+    grouped = [parallel_step(clean)] if recipe.clean.parallel_groups else []
+    pruned = prune_step(recipe, (grouped or [clean])[0])
     # Pools before dialogues: what is wrong with a file shows before a teacher is asked.
-    cleaning = [rules, exact, near, clean] if grouped is clean else [rules, exact, near, clean, grouped]
-    return [*passages.values(), *pools, *dialogues, *cleaning, prune_stage(recipe, grouped)]
+    return [*passages.values(), *(step for pool in pools for step in pool), *dialogues, rules, distinct, clean, *grouped, pruned]
 
 
 def build(
-    recipe: Recipe, out: Path, *, work: Path | None = None, progress: Progress = silent, on_report: OnReport | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    work: Path | None = None,
+    progress: Progress = silent,
+    on_report: OnReport | None = None,
+    executor: ExecutorOptions | None = None,
 ) -> DatasetFolder:
-    """Make the dataset of a recipe in the folder `out`, re-using every stage that was finished before.
+    """Make the dataset of a recipe in the folder `out`, re-using every step that was finished before.
 
-    Killed at any moment, the same call goes on and ends with the same bytes. Raises InputError where the recipe, its files
-    or `out` are not what they should be (of the build only finished stages then stay), WorkError when the disk is full or a
-    teacher goes away.
+    Killed at any moment, the same call goes on and ends with the same bytes; so it does on any `executor` (by default processes,
+    one a core). Raises InputError where the recipe, its files or `out` are not what they should be (of the build only finished
+    steps then stay), WorkError when the disk is full or a teacher goes away.
     """
-    check_keys(recipe)
-    stages = plan(recipe)
-    with workspace(stages, out, work) as folder:
-        for stage in stages:
-            report = run_stage(stage, folder, progress)
-            if on_report:
-                on_report(report)
-        return finish(recipe, stages, folder, out)
+    steps = plan(recipe)
+    check_teachers(recipe, steps)
+    with workspace(steps, out, work) as folder, open_executor(executor) as running:
+        run_steps(
+            steps,
+            folder,
+            running,
+            progress=progress,
+            on_report=on_report,
+            rows_per_part=recipe.engine.part_rows,
+            stop_asking=stop_asking,
+        )
+        return finish(recipe, steps, folder, out, running)
+
+
+def check_teachers(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """InputError, before hours of work, where a teacher that a step asks has no key in its variable."""
+    check_keys(recipe, {step.teacher for step in steps if step.teacher})
 
 
 @contextmanager
-def workspace(stages: Sequence[Stage], out: Path, work: Path | None = None) -> Iterator[Path]:
-    """The folder of the unfinished stages, locked, once the output folder and the files that the stages read are checked.
+def workspace(steps: Sequence[Step], out: Path, work: Path | None = None) -> Iterator[Path]:
+    """The folder of the unfinished steps, locked, once the output folder and the files that the steps read are checked.
 
-    After refused input nothing stays behind but finished stages.
+    After refused input nothing stays behind but finished steps.
     """
     check_output(out)
     if work is not None and work.resolve() == out.resolve():
         raise InputError(f"--work {work}: is the output folder itself; leave it out, or name another")
-    for path in (path for stage in stages for path in stage.files):
+    for path in (path for step in steps for path in step.files):
         if not path.exists():
             raise InputError(f"{path}: does not exist")
         if path.is_file() and path.stat().st_size == 0:
@@ -87,7 +98,7 @@ def workspace(stages: Sequence[Stage], out: Path, work: Path | None = None) -> I
 
 
 def _remove_if_unused(work: Path, out: Path) -> None:
-    """Only what a build puts there before its first stage is finished, and folders that are empty then."""
+    """Only what a build puts there before its first step is finished, and folders that are empty then."""
     if not any(work.glob(f"*/{MANIFEST}")):
         shutil.rmtree(work / HASHES_FOLDER, ignore_errors=True)
         (work / LOCK_FILE).unlink(missing_ok=True)
@@ -96,10 +107,11 @@ def _remove_if_unused(work: Path, out: Path) -> None:
             out.rmdir()
 
 
-def finish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> DatasetFolder:
-    """Publish what the finished stages gave, and draw the report."""
-    publish(recipe, stages, work, out)
-    timings = {s.name: json.loads((stage_folder(s, work) / "timings.json").read_text("utf-8")) for s in stages}
+def finish(recipe: Recipe, steps: Sequence[Step], work: Path, out: Path, executor: Executor) -> DatasetFolder:
+    """Publish what the finished steps gave, and draw the report."""
+    folders = [step_folder(step, work) for step in steps]
+    publish(recipe, folders, out, executor)
+    timings = {s.name: json.loads((folder / "timings.json").read_text("utf-8")) for s, folder in zip(steps, folders, strict=True)}
     write_json(out / "timings.json", {name: own["seconds"] for name, own in timings.items()})
     write_json(out / "usage.json", {name: own["usage"] for name, own in timings.items() if "usage" in own})
     dataset = open_dataset(out)

@@ -80,6 +80,16 @@ class WorkLock:
         self._file.close()
 
 
+def stamp(path: Path) -> str:
+    """Another one once a file, or what is in a folder, has changed since an earlier look of this process; empty if it is gone."""
+    try:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return ""
+    return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
+
 def file_hash(path: Path, work: Path) -> str:
     """SHA-256 of a file's bytes, remembered in the work folder by path, size and time of change (a dump is gigabytes)."""
     try:

@@ -8,16 +8,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.clean.evaluation import NGRAM, Item, Overlap, Shared, ngrams, read_sets
+from pipeline.clean.evaluation import Item, Overlap, Shared, ngrams, read_sets
 from pipeline.clean.translated_items import TranslatedItems
-from pipeline.engine.processes import Workers, blocks
-from pipeline.engine.step import Stage, StageRun, row_count, rows_of
-from pipeline.recipe import Recipe
-from pipeline.rows.sample import SAMPLE_SCHEMA, drop, sample_from_row
-from pipeline.vectors.embeddings import LANGUAGES, MAX_TOKENS, Embedder, check_installed, model_name
+from pipeline.engine.batches import blocks
+from pipeline.engine.step import Context, Decisions, Drop, Spread, here
+from pipeline.files import stamp
+from pipeline.rows.tables import TextTable, turns_of
+from pipeline.vectors.embeddings import LANGUAGES, Embedder
 
 REASONS = ("contaminated", "contaminated_translation")
 _ROWS_OF_A_TASK = 500
+_TASKS_AT_ONCE = 16
 _CHARACTERS_OF_A_TASK = 2_000_000
 
 Row = tuple[str, Sequence[str]]
@@ -49,22 +50,28 @@ class Checked:
 
 
 def contaminations(
-    rows: Iterable[Row], sets: Sequence[Path], checked: Checked, *, translations: bool, workers: int = 1, cache: Path | None = None
+    rows: Iterable[Row],
+    sets: Sequence[Path],
+    checked: Checked,
+    *,
+    translations: bool,
+    spread: Spread = here,
+    cache: Path | None = None,
 ) -> Iterator[Contamination | None]:
     """For each row, in order, what of the evaluation sets it holds. `checked` is filled in on the way."""
-    items = read_sets(sets)
-    _overlap_of.cache_clear()  # the files may have changed since an earlier run of this process
+    stamped = tuple((path, stamp(path)) for path in sets)
+    items = _items(stamped)
     checked.items, checked.items_too_short = len(items), sum(not ngrams(item.text) for item in items)
     with ExitStack() as stack:
-        processes = stack.enter_context(Workers(functools.partial(_overlaps, tuple(sets)), workers))
         finder = None
         if translations:
-            finder = TranslatedItems(items, stack.enter_context(Embedder(workers, cache)))
+            finder = TranslatedItems(items, stack.enter_context(Embedder(spread, cache)))
             checked.items_not_comparable = finder.not_comparable
-        for tasks in blocks(_tasks(rows), 4 * workers):
+        for tasks in blocks(_tasks(rows), _TASKS_AT_ONCE):
             block = [row for task in tasks for row in task]
-            texts = ([turns for _, turns in task] for task in tasks)
-            found = [None if shared is None else _overlap(shared) for part in processes.map(texts) for shared in part]
+            texts = [[turns for _, turns in task] for task in tasks]
+            shared = (own for part in spread(functools.partial(_overlaps, stamped), texts) for own in part)
+            found = [None if own is None else _overlap(own) for own in shared]
             if finder is not None:
                 left = [number for number, own in enumerate(found) if own is None]
                 beyond = [block[number][0] for number in left if _not_comparable(block[number])]
@@ -96,55 +103,45 @@ def _tasks(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield task
 
 
-def _overlaps(sets: tuple[Path, ...], rows: Sequence[Sequence[str]]) -> list[Shared | None]:
+Stamped = tuple[tuple[Path, str], ...]
+"""Files and what tells whether one has changed since an earlier run of this process."""
+
+
+def _overlaps(sets: Stamped, rows: Sequence[Sequence[str]]) -> list[Shared | None]:
     overlap = _overlap_of(sets)
     found = ([shared for turn in turns if (shared := overlap.find(turn))] for turns in rows)
     return [max(of_row, key=lambda shared: shared.share, default=None) for of_row in found]
 
 
-@functools.cache
-def _overlap_of(sets: tuple[Path, ...]) -> Overlap:
-    return Overlap(read_sets(sets))
+@functools.lru_cache(maxsize=2)
+def _overlap_of(sets: Stamped) -> Overlap:
+    return Overlap(_items(sets))
+
+
+@functools.lru_cache(maxsize=2)
+def _items(sets: Stamped) -> list[Item]:
+    return read_sets([path for path, _ in sets])
 
 
 def _overlap(shared: Shared) -> Contamination:
     return Contamination(REASONS[0], shared.item, shared.share, f"{shared.item.name}: {shared.stretch!r}")
 
 
-def decontaminate_stage(recipe: Recipe, inputs: Stage) -> Stage:
-    """Drop what shares `NGRAM` words with an item of the recipe's evaluation sets, and translations if the recipe says so."""
-    paths = tuple(recipe.path(text) for text in recipe.clean.evaluation_sets)
-    translations = recipe.clean.evaluation_translations and bool(paths)
-    if translations:
-        check_installed()
-    return Stage(
-        name="decontaminate",
-        version=4,
-        run=functools.partial(_run, paths=paths, translations=translations),
-        config={
-            "sets": [path.name for path in paths],
-            "ngram": NGRAM,
-            "translations": [model_name(), MAX_TOKENS] if translations else None,
-        },
-        files=paths,
-        inputs=(inputs,),
-        schema=SAMPLE_SCHEMA,
-    )
-
-
-def _run(run: StageRun, *, paths: tuple[Path, ...], translations: bool) -> None:
-    folder = run.inputs[0]
-    total = row_count(folder)
-    rows = ((row["language"], [message["content"] for message in row["messages"]]) for row in rows_of(folder))
+def decide_contamination(table: TextTable, context: Context, *, paths: tuple[Path, ...], translations: bool) -> Decisions:
+    """Drops what holds something of an evaluation set."""
     checked = Checked()
-    found = contaminations(rows, paths, checked, translations=translations)
-    for number, (row, own) in enumerate(zip(rows_of(folder), found, strict=True), 1):
-        run.progress(run.stage.name, number, total)
-        sample = sample_from_row(row)
-        if own is None:
-            run.keep(sample)
-        else:
-            run.drop(drop(sample, own.reason, detail=own.detail))
-    for name in ("items", "items_too_short", "items_not_comparable", "rows_not_comparable"):
+    found = contaminations(_rows(table), paths, checked, translations=translations, spread=context.spread)
+    drops: list[Drop] = [
+        (number, own.reason, own.item.name, own.score, own.detail) for number, own in enumerate(found) if own is not None
+    ]
+    for name in ("items", "items_too_short", "items_not_comparable"):
         if count := getattr(checked, name):
-            run.counters[name] = count
+            context.facts[name] = count
+    if checked.rows_not_comparable:
+        context.counters["rows_not_comparable"] = checked.rows_not_comparable
+    return Decisions.of(drops)
+
+
+def _rows(table: TextTable) -> Iterator[Row]:
+    for batch in table.batches(["language", "messages"]):
+        yield from zip(batch.column(0).to_pylist(), turns_of(batch.column(1)), strict=True)

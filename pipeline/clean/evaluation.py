@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.knowledge.records import jsonl_rows, parquet_rows
+from pipeline.rows.read import jsonl_rows, parquet_rows
 
 NGRAM = 10
 """Consecutive words in common that make a text contaminated; twice as many characters of scripts written without spaces."""

@@ -1,4 +1,4 @@
-"""Exact duplicates, in DuckDB, after normalisation; the row that was read first stays."""
+"""What makes two texts the same: what `normalise` does away with, and which of equal ones is first (in DuckDB)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,6 @@ import opencc
 import pyarrow as pa
 
 from pipeline.clean.shingles import I64, U32, U64
-from pipeline.engine.step import Stage, StageRun, row_count, rows_of
-from pipeline.rows.sample import SAMPLE_SCHEMA, Sample, content_hash, drop, sample_from_row
-
-
-def exact_duplicate_stage(inputs: Stage) -> Stage:
-    """Drop every row whose normalised conversation was seen before, whatever its length or script."""
-    return Stage(name="exact-duplicates", version=2, run=_run, config={}, inputs=(inputs,), schema=SAMPLE_SCHEMA)
-
-
-def _run(run: StageRun) -> None:
-    folder = run.inputs[0]
-    total = row_count(folder)
-    rows = [(row["id"], normalised_hash(sample_from_row(row))) for row in rows_of(folder)]
-    first = first_of_equal(np.array([key for _, key in rows], dtype="S20"), np.arange(total), run.folder)
-    for number, row in enumerate(rows_of(folder)):
-        run.progress(run.stage.name, number + 1, total)
-        sample = sample_from_row(row)
-        if first[number] != number:
-            run.drop(drop(sample, "exact_duplicate", partner_id=rows[first[number]][0]))
-        else:
-            run.keep(sample)
 
 
 def first_of_equal(keys: npt.NDArray[Any], rank: I64, work: Path) -> I64:
@@ -52,12 +31,6 @@ def first_of_equal(keys: npt.NDArray[Any], rank: I64, work: Path) -> I64:
     first = np.arange(len(keys))
     first[found["row"]] = found["first"]
     return first
-
-
-def normalised_hash(sample: Sample) -> str:
-    """Equal for rows of one language and task that differ only in Unicode form, case, white space or Chinese script."""
-    texts = [normalise(message.content, sample.language) for message in sample.messages]
-    return content_hash(sample.language, sample.task, texts)
 
 
 def normalise(text: str, language: str) -> str:

@@ -10,9 +10,8 @@ with a leader that itself leaves is compared again among the rows that stay.
 
 from __future__ import annotations
 
-import functools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +20,26 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.clean.shingles import (
     I64,
-    SHINGLE,
-    SLOTS,
     U32,
     U64,
-    Bands,
     Measure,
-    band_keys,
     code_points,
     distinct,
     padded,
     set_sizes,
     similarity,
 )
-from pipeline.engine.step import Stage, StageRun, parts, row_count, rows_of
-from pipeline.rows.sample import SAMPLE_SCHEMA, drop, sample_from_row
+from pipeline.engine.batches import in_threads
 
 # A bucket of m rows of which few are near-duplicates (one template, a thousand fillings) gets 5,000 / m leaders, and at least
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
 _COMPARISONS_OF_A_BUCKET = 5_000
 _NEIGHBOURS = 2
 _IN_MEMORY = 1 << 26  # bytes of text; more go to a file
-_PAIRS_AT_ONCE = 1 << 16
+_PAIRS_AT_ONCE = 1 << 15
 _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -78,71 +70,6 @@ class Matches:
     pairs: Pairs
 
 
-def near_duplicate_stage(inputs: Stage, threshold: float) -> Stage:
-    """Drop rows whose Jaccard similarity to an earlier row that stays is at least `threshold`, in (0, 1]."""
-    bands = Bands.at(threshold)
-    return Stage(
-        name="near-duplicates",
-        version=2,
-        run=functools.partial(_run, threshold=threshold),
-        config={"threshold": threshold, "shingle": SHINGLE, "slots": SLOTS, "bands": [bands.count, bands.rows]},
-        inputs=(inputs,),
-        schema=SAMPLE_SCHEMA,
-    )
-
-
-def _run(run: StageRun, *, threshold: float) -> None:
-    folder = run.inputs[0]
-    total = row_count(folder)
-    report = functools.partial(run.progress, run.stage.name)
-    texts = functools.partial(_messages_of, folder)
-    keys = all_band_keys(texts, total, Bands.at(threshold), report)
-    matches = near_duplicates(texts, keys, np.arange(total), threshold, run.folder)
-    if matches.pairs.not_compared:
-        run.counters["pairs_not_compared"] = matches.pairs.not_compared
-    partners = set(matches.partner.tolist())
-    ids: dict[int, str] = {}
-    for number, row in enumerate(rows_of(folder)):
-        sample = sample_from_row(row)
-        if number in partners:
-            ids[number] = sample.id
-        if (partner := int(matches.partner[number])) >= 0:
-            score = matches.score[number]
-            run.drop(drop(sample, "near_duplicate", partner_id=ids[partner], detail=f"Jaccard {score:.3f}"))
-        else:
-            run.keep(sample)
-
-
-def _messages_of(folder: Path) -> Iterator[pa.Array]:
-    for path in parts(folder):
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(4_096, columns=["messages"]):
-                yield joined_messages(batch.column(0))
-
-
-def joined_messages(messages: pa.Array) -> pa.Array:
-    """The turns of each row as one text (its bytes), a line each; roles, and so the template of a chat, are left out."""
-    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.binary()), b"")
-    turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(messages) + 1, dtype=np.int64)
-    np.cumsum(turns, out=offsets[1:])
-    by_row = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), contents)
-    return pc.binary_join(by_row, b"\n")
-
-
-def all_band_keys(texts: Texts, total: int, bands: Bands, read: Progress = lambda done, total: None) -> Keys:
-    """`band_keys` of all rows."""
-    keys = [np.empty(total, dtype=np.uint32) for _ in range(bands.count)]
-    done = 0
-    for array in texts():
-        for band, own in zip(keys, band_keys(*code_points(array), bands), strict=True):
-            band[done : done + len(array)] = own
-        done += len(array)
-        read(done, total)
-    assert done == total
-    return keys
-
-
 def take(keys: Keys, rows: I64) -> Keys:
     """The keys of these rows, in this order; the rest is let go, band by band: they are most of the memory."""
     for number, band in enumerate(keys):
@@ -159,8 +86,9 @@ def near_duplicates(
     progress: Progress = lambda done, total: None,
     protected: int = 0,
     measure: Measure = "jaccard",
+    threads: int = 1,
 ) -> Matches:
-    """What of these texts is to leave. `keys` is what `all_band_keys` gives, and is used up. `rank` (rows): of two
+    """What of these texts is dropped. `keys` is a `band_keys` of all rows for each band, and is used up. `rank` (rows): of two
     near-duplicates the lower one stays; all are different. Rows whose rank is among the `protected` lowest stay in any case, and
     others leave for each of them. `measure` is what reaches the threshold.
 
@@ -195,12 +123,12 @@ def near_duplicates(
         points = store.points()
 
         def verify(pairs: U64) -> npt.NDArray[np.float64]:
-            scores = np.empty(len(pairs), dtype=np.float64)
-            for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
-                some = pairs[begin : begin + _PAIRS_AT_ONCE]
-                left, right = place[some >> _32].astype(np.int64), place[some & _LOW].astype(np.int64)
-                scores[begin : begin + len(some)] = similarity(points, starts, sizes, left, right, measure)
-            return scores
+            some = (pairs[begin : begin + _PAIRS_AT_ONCE] for begin in range(0, len(pairs), _PAIRS_AT_ONCE))
+            return np.concatenate([np.empty(0), *in_threads(compared, some, threads)])
+
+        def compared(some: U64) -> npt.NDArray[np.float64]:
+            left, right = place[some >> _32].astype(np.int64), place[some & _LOW].astype(np.int64)
+            return similarity(points, starts, sizes, left, right, measure)
 
         search = _Search(keys, threshold, verify, protected)
         partner, score = search.run()

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.recipe import Recipe
 from pipeline.rows.sample import Sample
 
+Place = tuple[Path, str]
+"""A file and the function in it."""
 
-def own_rules(recipe: Recipe) -> tuple[tuple[Path, ...], list[Callable[[Sample], tuple[str, str] | None]]]:
-    """The files of the recipe's own rules, each once, and the rules in the recipe's order; InputError names what does not load."""
-    places = [(recipe.path(file), name) for file, _, name in (text.rpartition(":") for text in recipe.clean.rules)]
-    modules = {path: _load(path) for path, _ in places}
-    functions = [_function(modules[path], path, name) for path, name in places]
-    return tuple(modules), [functools.partial(_ask, f, f"{path}:{name}") for f, (path, name) in zip(functions, places, strict=True)]
+
+def own_rules(places: Iterable[Place]) -> list[Callable[[Sample], tuple[str, str] | None]]:
+    """The rules in their order, loaded from their files; InputError names what does not load."""
+    places = list(places)
+    modules = {path: _load(path) for path in dict.fromkeys(path for path, _ in places)}
+    return [functools.partial(_ask, _function(modules[path], path, name), f"{path}:{name}") for path, name in places]
 
 
 def _load(path: Path) -> dict[str, Any]:

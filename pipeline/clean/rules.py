@@ -9,15 +9,13 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
-from pipeline.clean.own_rules import own_rules
-from pipeline.engine.step import Stage, StageRun, row_count, rows_of
+from pipeline.clean.own_rules import Place, own_rules
+from pipeline.engine.step import Context, Decisions, Drop
 from pipeline.languages import load_language
-from pipeline.recipe import Recipe
-from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, Sample, content_hash, drop, sample_from_row
-from pipeline.text.identify import BACKEND, mask, mixed_in, other_language
+from pipeline.rows.sample import Sample, sample_from_row
+from pipeline.rows.tables import TextTable
+from pipeline.text.identify import mask, mixed_in, other_language
 
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3
@@ -29,36 +27,20 @@ _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
 Rule = Callable[[Sample], tuple[str, str] | None]
 
 
-def rules_stage(recipe: Recipe, inputs: tuple[Stage, ...]) -> Stage:
-    """All rules over every row of all sources, in the order of the recipe."""
-    config: dict[str, Any] = {
-        "languages": recipe.languages,
-        "min_answer_characters": recipe.clean.min_answer_characters,
-        "identifier": BACKEND,
-        "refusals": {code: content_hash(load_language(code).rules.refusal) for code in recipe.languages},
-    }
-    files, own = own_rules(recipe)
-    run = functools.partial(_run, rules=[*row_rules(recipe.languages, recipe.clean.min_answer_characters), *own])
-    if files:
-        places = [text.rpartition(":") for text in recipe.clean.rules]
-        config["own"] = [(files.index(recipe.path(file)), name) for file, _, name in places]
-    return Stage(name="rules", version=4, run=run, config=config, files=files, inputs=inputs, schema=SAMPLE_SCHEMA)
-
-
-def _run(run: StageRun, *, rules: list[Rule]) -> None:
-    total = sum(row_count(folder) for folder in run.inputs)
-    done = 0
-    for folder in run.inputs:
-        for row in rows_of(folder):
-            done += 1
-            run.progress(run.stage.name, done, total)
-            sample = sample_from_row(row)
-            fault = next((fault for rule in rules if (fault := rule(sample))), None)
-            if fault:
-                run.drop(drop(sample, fault[0], detail=fault[1]))
-            else:
-                noted = Decision("rules", f"every turn that is long enough to tell is in {sample.language}")
-                run.keep(replace(sample, decisions=(*sample.decisions, noted)))
+def decide_by_rules(
+    table: TextTable, context: Context, *, languages: tuple[str, ...], min_answer_characters: int, own: tuple[Place, ...] = ()
+) -> Decisions:
+    """Drops rows by the first rule that finds a fault, and notes that the others are in their language."""
+    rules = [*row_rules(languages, min_answer_characters), *own_rules(own)]
+    drops: list[Drop] = []
+    notes: list[str | None] = []
+    for batch in table.batches():
+        for raw in batch.to_pylist():
+            sample = sample_from_row(raw)
+            if fault := next((fault for rule in rules if (fault := rule(sample))), None):
+                drops.append((len(notes), fault[0], "", None, fault[1]))
+            notes.append(f"every turn that is long enough to tell is in {sample.language}")
+    return Decisions.of(drops, notes)
 
 
 def row_rules(languages: tuple[str, ...], min_answer_characters: int) -> list[Rule]:

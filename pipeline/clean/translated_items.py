@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.clean.evaluation import Item
 from pipeline.clean.exact import normalise
-from pipeline.engine.processes import blocks
+from pipeline.engine.batches import blocks
 from pipeline.text.facts import Facts, contradict, facts, numbers, shared_numbers
 from pipeline.text.identify import SURE, UNDETERMINED, identify
 from pipeline.vectors.embeddings import LANGUAGES, Embedder

@@ -16,13 +16,13 @@ from pipeline.dialogues.gates import (
     passage_fault,
     question_fault,
 )
-from pipeline.dialogues.in_order import Refused, in_order
 from pipeline.dialogues.prompts import Ask, Attempt, Kind, Prompts, TemplatePrompts, unquoted
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.errors import InputError
 from pipeline.languages import Language
 from pipeline.rows.sample import Message, Passage
 from pipeline.teacher import Answer, TeacherClient, TeacherError
+from pipeline.teacher.batch import Refused, in_order
 
 STOP_PROBABILITIES = (0.1, 0.2, 0.4, 0.8)
 """After each follow-up (UltraLink); after a fifth the dialogue ends: 2 to 6 turns, 4.1 on average."""

@@ -1,36 +1,144 @@
-"""Stages: each runs once for one configuration and one set of inputs, and its manifest is the only cache.
+"""The contract of a step: it says all that anyone has to know of it, and reads and writes nothing.
 
-A stage's folder is `{name}-{fingerprint}/` with `part-*.parquet` (what goes on), `dropped-*.parquet` (what left, with the
-reason) and `manifest.json`, written last: a folder without a manifest was not finished and is made anew. The fingerprint
-covers the stage's code version, its configuration, the bytes of the files it reads and the bytes its inputs gave.
+A step either *makes* rows (`Make`: of rows or of files) or *decides* about the rows that it is given (`Decide`: which are dropped
+and why, what is noted, which values change). Both are done part by part or over everything at once. Part by part, part n of the
+output comes from part n of the input, so where and in which order parts are done changes no byte.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, WorkError
-from pipeline.files import file_hash, write_json
-from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, Passage, Sample, content_hash
+from pipeline.rows.sample import Dropped, Passage, Sample
+from pipeline.rows.tables import TextTable
 
-MANIFEST = "manifest.json"
-ROWS_PER_PART = 50_000
-_ROWS_PER_BATCH = 2_000
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Raw = Mapping[str, Any]
+"""A row as Parquet or JSON has it."""
+Row = Sample | Passage
+Outcome = Row | tuple[Row, ...] | Dropped
+"""What one row of the input became: a row, several rows, or a drop."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with the name of a step or a phase, the rows done so far and their total where it is known."""
+
+
+OnProgress = Callable[[int, int | None], None]
+"""The same of one step."""
+
+
+def silent(name: str, done: int, total: int | None) -> None:
+    """A `Progress` that says nothing."""
+
+
+class Spread(Protocol):
+    """Applies a function of a module to items on whatever cores there are; results in the order of the items."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]: ...
+
+
+def here(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """A `Spread` over this process alone."""
+    return map(function, items)
+
+
+class Source(Protocol):
+    """Where the rows of one part come from: a part of another step, or a slice of a file. It can be sent to another process."""
+
+    def rows(self) -> Iterator[Any]: ...
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a step's code sees besides its rows, and where it says what it does not give as rows."""
+
+    name: str
+    folder: Path
+    """For what does not fit in memory; emptied when the task is done."""
+    work: Path
+    rows: int | None = None
+    """How many rows there are to come, where it is known."""
+    spread: Spread = here
+    workers: int = 1
+    """The cores that `spread` has."""
+    progress: OnProgress = lambda done, total: None
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Drops so far, by reason."""
+    counters: Counter[str] = field(default_factory=Counter)
+    """What else is worth knowing (`turns`); summed over the parts."""
+    facts: dict[str, int] = field(default_factory=dict)
+    """The same where it is no sum: every part says the same."""
+    usage: dict[str, Any] = field(default_factory=dict)
+    """What a teacher was asked for; it goes with the timings, since another run may find it all in the ledger."""
+    run_again: bool = False
+    """Set where something failed that the next run should try again (a teacher that did not answer)."""
+
+    def pass_over(self, reason: str, count: int = 1) -> None:
+        """`count` rows of the input are dropped that are too many to list one by one (redirects of a dump, pages not sampled)."""
+        if count:
+            self.reasons[reason] += count
+
+
+DECISION = pa.schema(
+    [("row", pa.int64()), ("reason", pa.string()), ("partner_id", pa.string()), ("score", pa.float64()), ("detail", pa.string())]
+)
+Drop = tuple[int, str, str, float | None, str]
+"""`row` (its number, from 0), `reason`, `partner_id`, `score`, `detail`: an entry of `DECISION`."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided about the rows 0 … n-1 of a table."""
+
+    dropped: pa.Table
+    """`DECISION`, each row at most once; what it does not name stays."""
+    notes: pa.Array | None = None
+    """Of all rows: what is added to their `decisions`, null for nothing."""
+    columns: Mapping[str, pa.Array] = field(default_factory=dict)
+    """Of all rows: columns that take the place of those they had."""
+
+    @classmethod
+    def of(cls, drops: Iterable[Drop], notes: Sequence[str | None] | None = None) -> Decisions:
+        """From plain values."""
+        columns = list(zip(*drops, strict=True)) or [()] * len(DECISION)
+        decisions = cls.of_columns(**dict(zip(DECISION.names, columns, strict=True)))
+        return cls(decisions.dropped, None if notes is None else pa.array(notes, pa.string()))
+
+    @classmethod
+    def of_columns(cls, **columns: Any) -> Decisions:
+        """From the columns of `DECISION`."""
+        return cls(pa.table([pa.array(columns[kind.name], kind.type) for kind in DECISION], schema=DECISION))
+
+
+@dataclass(frozen=True)
+class Make:
+    """Gives the outcome of every row, in order. Of a step that reads files itself there are no rows to take.
+
+    `cut` gives the parts of what is made part by part out of files: so many rows each, in their order.
+    """
+
+    run: Callable[[Iterator[Any], Context], Iterable[Outcome]]
+    by_part: bool
+    cut: Callable[[int], Sequence[Source]] | None = None
+
+
+@dataclass(frozen=True)
+class Decide:
+    """An operator over columns of the rows of one part, or of all; the same that a command applies to anybody's rows."""
+
+    run: Callable[[TextTable, Context], Decisions]
+    by_part: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """The account of one stage: `rows_in == rows_used + Σ dropped`, and for a filter `rows_used == rows_out`."""
+    """The account of one step: `rows_in == rows_used + Σ dropped`, and for what decides `rows_used == rows_out`."""
 
     stage: str
     unit_in: str
@@ -44,190 +152,20 @@ class StepReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A step of the build that has been described but not run."""
+class Step:
+    """A step of a build that has been described but not run."""
 
     name: str
     version: int
-    """Of the stage's code: raised when the same input should give other bytes."""
-    run: Callable[[StageRun], None]
+    """Of the step's code: raised when the same input should give other bytes."""
+    does: Make | Decide
     config: Mapping[str, Any]
     files: tuple[Path, ...] = ()
-    inputs: tuple[Stage, ...] = ()
+    inputs: tuple[Step, ...] = ()
     schema: pa.Schema
+    teacher: str | None = None
+    """The teacher of the recipe that it asks."""
     unit_in: str = "rows"
     unit_out: str = "rows"
-
-
-class StageRun:
-    """What a stage's code sees while it runs: its inputs, and where its rows and drops go."""
-
-    def __init__(self, stage: Stage, folder: Path, inputs: Sequence[Path], work: Path, progress: Progress) -> None:
-        self.stage, self.folder, self.inputs, self.work, self.progress = stage, folder, tuple(inputs), work, progress
-        self._kept = _PartWriter(folder, "part", stage.schema)
-        self._dropped = _PartWriter(folder, "dropped", DROPPED_SCHEMA)
-        self._rows_used = 0
-        self.reasons: Counter[str] = Counter()
-        self.counters: Counter[str] = Counter()
-        self.usage: dict[str, Any] = {}
-        """What a teacher was asked for; it goes with the timings, since another run may find it all in the ledger."""
-        self.run_again = False
-        """Set where something failed that the next run should try again (a teacher that did not answer)."""
-
-    def keep(self, *rows: Sample | Passage) -> None:
-        """One row of the input was used; these are the rows that it became (usually itself)."""
-        self._rows_used += 1
-        for row in rows:
-            self._kept.write(asdict(row))
-
-    def drop(self, dropped: Dropped) -> None:
-        """One row of the input leaves here."""
-        self.reasons[dropped.reason] += 1
-        self._dropped.write(dropped.to_row(self.stage.name))
-
-    def pass_over(self, reason: str, count: int = 1) -> None:
-        """`count` things of the input leave that are too many to list one by one (redirects of a dump, pages not sampled)."""
-        if count:
-            self.reasons[reason] += count
-
-    def close(self) -> StepReport:
-        self._kept.close()
-        self._dropped.close()
-        return StepReport(
-            stage=self.stage.name,
-            unit_in=self.stage.unit_in,
-            unit_out=self.stage.unit_out,
-            rows_in=self._rows_used + self.reasons.total(),
-            rows_used=self._rows_used,
-            rows_out=self._kept.rows,
-            dropped=dict(sorted(self.reasons.items())),
-            counters=dict(sorted(self.counters.items())),
-        )
-
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a stage's name, the rows done so far and their total where it is known."""
-
-
-def silent(stage: str, done: int, total: int | None) -> None:
-    """A `Progress` that says nothing."""
-
-
-class _PartWriter:
-    """Rows to `{prefix}-00000.parquet`, …: zstd, a fixed number of rows each, so that equal rows give equal bytes."""
-
-    def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
-        self._folder, self._prefix, self._schema = folder, prefix, schema
-        self._batch: list[dict[str, Any]] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._parts = 0
-        self.rows = 0
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._batch.append(row)
-        self.rows += 1
-        if len(self._batch) == _ROWS_PER_BATCH:
-            self._flush()
-        if self.rows % ROWS_PER_PART == 0:
-            self._flush()
-            self._close_part()
-
-    def _flush(self) -> None:
-        if not self._batch:
-            return
-        if self._writer is None:
-            path = self._folder / f"{self._prefix}-{self._parts:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
-            self._parts += 1
-        self._writer.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
-        self._batch.clear()
-
-    def _close_part(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def close(self) -> None:
-        self._flush()
-        self._close_part()
-
-
-def stage_folder(stage: Stage, work: Path) -> Path:
-    """Where the stage's parts and manifest are or will be; its inputs must be finished.
-
-    The 16 hex digits of the fingerprint are the same on any machine. Inputs count by the bytes they gave, so a stage that
-    gives the same again leaves the ones after it as they are.
-    """
-    fingerprint = content_hash(
-        stage.name,
-        stage.version,
-        dict(stage.config),
-        [file_hash(path, work) for path in stage.files],
-        [_manifest(stage_folder(parent, work))["digest"] for parent in stage.inputs],
-        digits=16,
-    )
-    return work / f"{stage.name}-{fingerprint}"
-
-
-def run_stage(stage: Stage, work: Path, progress: Progress = silent) -> StepReport:
-    """Run the stage unless it was finished before; its inputs must be finished.
-
-    Raises WorkError when the disk is full; whatever was written without a manifest is made anew by the next run.
-    """
-    folder = stage_folder(stage, work)
-    if (report := finished(folder)) is not None:
-        return report
-    started = time.monotonic()
-    progress(stage.name, 0, None)
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        run = StageRun(stage, folder, [stage_folder(parent, work) for parent in stage.inputs], work, progress)
-        stage.run(run)
-        report = run.close()
-        files = [*parts(folder), *parts(folder, "dropped")]
-        digest = content_hash([(path.name, file_hash(path, work)) for path in files])
-        timings = {"seconds": round(time.monotonic() - started, 3)} | ({"usage": run.usage} if run.usage else {})
-        write_json(folder / "timings.json", timings)
-        manifest = {"format": 1, "report": asdict(report), "digest": digest, "run_again": run.run_again}
-        write_json(folder / MANIFEST, manifest)
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        raise WorkError(f"stage {stage.name}: {error.filename or folder}: {error.strerror or error}") from error
-    return report
-
-
-def finished(folder: Path) -> StepReport | None:
-    """The report of a stage that needs no further run, or None."""
-    manifest = _manifest(folder) if (folder / MANIFEST).exists() else None
-    return None if manifest is None or manifest["run_again"] else StepReport(**manifest["report"])
-
-
-def read_report(folder: Path) -> StepReport:
-    """The report of a stage that has run."""
-    return StepReport(**_manifest(folder)["report"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-    return manifest
-
-
-def parts(folder: Path, prefix: str = "part") -> list[Path]:
-    """The Parquet files of a stage in order; `prefix="dropped"` for what left there."""
-    return sorted(folder.glob(f"{prefix}-*.parquet"))
-
-
-def rows_of(folder: Path, prefix: str = "part") -> Iterator[dict[str, Any]]:
-    """Every row of a stage's parts, in order, in bounded memory."""
-    for path in parts(folder, prefix):
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_PER_BATCH):
-                yield from batch.to_pylist()
-
-
-def row_count(folder: Path, prefix: str = "part") -> int:
-    """Rows in a stage's parts, from the Parquet footers."""
-    return sum(pq.read_metadata(path).num_rows for path in parts(folder, prefix))
+    refuse: Callable[[StepReport], str | None] | None = None
+    """What is wrong with the input if this is the account (nothing came of a file), or None."""

@@ -1,10 +1,9 @@
-"""The stage that turns a knowledge source into passages: choose, clean, check, split."""
+"""The step that turns a knowledge source into passages: choose, clean, check, split."""
 
 from __future__ import annotations
 
 import functools
 import heapq
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -14,9 +13,7 @@ from typing import Any
 
 import opencc
 
-from pipeline.engine.processes import Workers
-from pipeline.engine.step import Stage, StageRun
-from pipeline.errors import InputError
+from pipeline.engine.step import Context, Make, Raw, Step, StepReport, here
 from pipeline.files import Spool
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
@@ -40,7 +37,7 @@ _OVERSAMPLE = 8
 _WORTH_PROCESSES = 1 << 20  # bytes of a file: less is parsed before processes have started
 
 
-def passage_stage(recipe: Recipe, code: str) -> Stage:
+def passage_step(recipe: Recipe, code: str) -> Step:
     """The passages of one language."""
     knowledge = recipe.knowledge[code]
     path = recipe.path(knowledge.path)
@@ -55,26 +52,24 @@ def passage_stage(recipe: Recipe, code: str) -> Stage:
         "wikitext": content_hash(asdict(load_language(code).wikitext)),
         "identifier": BACKEND,
     }
-    return Stage(
+    knowledge = replace(knowledge, tokenizer=str(tokenizer or ""))
+    read = functools.partial(_passages_of, knowledge=knowledge, path=path, code=code, seed=recipe.seed, languages=recipe.languages)
+    return Step(
         name=f"passages-{code}",
         version=6,
-        run=functools.partial(
-            _run,
-            knowledge=replace(knowledge, tokenizer=str(tokenizer or "")),
-            path=path,
-            code=code,
-            seed=recipe.seed,
-            languages=recipe.languages,
-        ),
+        does=Make(read, by_part=False),
         config=config,
         files=tuple(file for file in (None if from_hub else path, _index(knowledge, path), tokenizer) if file),
         schema=PASSAGE_SCHEMA,
         unit_in="pages",
         unit_out="passages",
+        refuse=functools.partial(_gives_nothing, knowledge=knowledge, path=path, code=code),
     )
 
 
-def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: int, languages: tuple[str, ...]) -> None:
+def _passages_of(
+    rows: Iterator[Raw], context: Context, *, knowledge: Knowledge, path: Path, code: str, seed: int, languages: tuple[str, ...]
+) -> Iterator[tuple[Passage, ...] | Dropped]:
     used = 0
 
     def enough() -> bool:
@@ -85,30 +80,33 @@ def _run(run: StageRun, *, knowledge: Knowledge, path: Path, code: str, seed: in
         source |= {"categories": knowledge.categories, "depth": knowledge.category_depth}
     if knowledge.max_documents is not None and (index := _index(knowledge, path)):
         pages = DrawnPages(path, index, load_language(code), functools.partial(_draw, seed), **source)
-        sampled = _lowest(pages, knowledge.max_documents, enough, run)
+        sampled = _lowest(pages, knowledge.max_documents, enough, context)
     else:
-        sampled = _sampled(_READERS[knowledge.kind](path, load_language(code), **source), knowledge.max_documents, seed, run)
+        sampled = _sampled(_READERS[knowledge.kind](path, load_language(code), **source), knowledge.max_documents, seed, context)
     few = path.is_file() and path.stat().st_size < _WORTH_PROCESSES
-    workers = 1 if few else len(os.sched_getaffinity(0))
-    with Workers(functools.partial(_prepare, knowledge=knowledge, code=code, languages=languages), workers) as processes:
-        for read, prepared in enumerate(processes.map(sampled), 1):
-            run.progress(run.stage.name, read, None)
-            if enough():
-                run.pass_over("not_sampled")
-            elif isinstance(prepared, Dropped):
-                run.drop(prepared)
-            else:
-                run.keep(*prepared)
-                used += 1
-    if not used:
-        limits = (
-            f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) "
-            f"{'' if knowledge.tokenizer else 'estimated '}tokens are taken"
-        )
-        raise InputError(f"{path}: gives no passage for {code!r}: {_why(run)}; {limits}")
+    spread = here if few else context.spread
+    prepare = functools.partial(_prepare, knowledge=knowledge, code=code, languages=languages)
+    for read, prepared in enumerate(spread(prepare, sampled), 1):
+        context.progress(read, None)
+        if enough():
+            context.pass_over("not_sampled")
+        else:
+            used += not isinstance(prepared, Dropped)
+            yield prepared
 
 
-def _prepare(document: Document, *, knowledge: Knowledge, code: str, languages: tuple[str, ...]) -> list[Passage] | Dropped:
+def _gives_nothing(report: StepReport, *, knowledge: Knowledge, path: Path, code: str) -> str | None:
+    if report.rows_used:
+        return None
+    reasons = ", ".join(f"{reason} {count}" for reason, count in report.dropped.items()) or "it holds no page"
+    limits = (
+        f"documents of {knowledge.min_tokens} (min_tokens) to {knowledge.max_tokens} (max_tokens) "
+        f"{'' if knowledge.tokenizer else 'estimated '}tokens are taken"
+    )
+    return f"{path}: gives no passage for {code!r}: {reasons}; {limits}"
+
+
+def _prepare(document: Document, *, knowledge: Knowledge, code: str, languages: tuple[str, ...]) -> tuple[Passage, ...] | Dropped:
     """The passages of a document, or why it has none."""
     language = load_language(code)
     sections = [] if document.skip else document.sections()
@@ -117,23 +115,18 @@ def _prepare(document: Document, *, knowledge: Knowledge, code: str, languages: 
     reason, detail = _reject(document, sections, knowledge, language, languages)
     if reason:
         return Dropped(id=document.id, reason=reason, language=code, detail=detail, source=document.source)
-    return _passages(document, sections, language, knowledge)
+    return tuple(_passages(document, sections, language, knowledge))
 
 
-def _why(run: StageRun) -> str:
-    reasons = run.reasons
-    return ", ".join(f"{reason} {count}" for reason, count in reasons.items()) if reasons else "it holds no page"
-
-
-def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: StageRun) -> Iterator[Document]:
+def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, context: Context) -> Iterator[Document]:
     """All documents in their order, or the ones lowest by seeded hash, lowest first; what is only counted is counted here."""
     heap: list[tuple[int, int, int]] = []
     parse: Callable[[str], list[Section]] = _nothing
-    with Spool[Document](run.folder / "held") as held:
+    with Spool[Document](context.folder / "held") as held:
         for order, document in enumerate(documents):
             parse = document.parse
             if document.pass_over:
-                run.pass_over(document.skip or "skipped")
+                context.pass_over(document.skip or "skipped")
             elif wanted is None:
                 yield document
             else:
@@ -141,27 +134,27 @@ def _sampled(documents: Iterator[Document], wanted: int | None, seed: int, run: 
                 if len(heap) < wanted * _OVERSAMPLE:
                     heapq.heappush(heap, (key, -order, held.put(replace(document, parse=_nothing))))
                     continue
-                run.pass_over("not_sampled")
+                context.pass_over("not_sampled")
                 if (key, -order) > heap[0][:2]:
                     heapq.heapreplace(heap, (key, -order, held.put(replace(document, parse=_nothing))))
         for _, _, place in sorted(heap, key=lambda entry: (-entry[0], -entry[1])):
             yield replace(held.get(place), parse=parse)
 
 
-def _lowest(pages: DrawnPages, wanted: int, enough: Callable[[], bool], run: StageRun) -> Iterator[Document]:
+def _lowest(pages: DrawnPages, wanted: int, enough: Callable[[], bool], context: Context) -> Iterator[Document]:
     """What `_sampled` gives, of pages that come in the order of their hashes; what is not needed is not read."""
-    run.pass_over("other_namespace", pages.other_namespaces)
+    context.pass_over("other_namespace", pages.other_namespaces)
     read = given = 0
     for document in pages:
         read += 1
         if document.pass_over:
-            run.pass_over(document.skip or "skipped")
+            context.pass_over(document.skip or "skipped")
             continue
         yield document
         given += 1
         if enough() or given == wanted * _OVERSAMPLE:
             break
-    run.pass_over("not_sampled", len(pages) - read)
+    context.pass_over("not_sampled", len(pages) - read)
 
 
 def _draw(seed: int, document_id: str) -> int:

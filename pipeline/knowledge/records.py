@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.knowledge.document import Document
 from pipeline.languages import Language
+from pipeline.rows.read import jsonl_rows, parquet_rows
 from pipeline.rows.sample import Section, Source
 
 _HEADING = re.compile(r"^(?:==+\s*(?P<wiki>.+?)\s*==+|#{1,4}\s+(?P<markdown>.+?))\s*$")
@@ -95,61 +94,6 @@ def read_text(path: Path, language: Language, *, source: str, licence: str) -> I
             "text": text,
         }
         yield _record(row, file.name, language, source or path.stem, licence)
-
-
-def parquet_rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file or folder, streamed; InputError names the file and the column that it lacks."""
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"{path}: holds no Parquet file")
-    for file in files:
-        try:
-            with pq.ParquetFile(file, pre_buffer=False) as parquet:
-                if missing := [c for c in required if c not in parquet.schema_arrow.names]:
-                    raise InputError(f"{file}: lacks the column {missing[0]!r}; it has {', '.join(parquet.schema_arrow.names)}")
-                for batch in parquet.iter_batches(1_000):
-                    yield from _decoded(batch, file)
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror or error}") from error
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{file}: is not Parquet: {error}") from error
-
-
-def _decoded(batch: pa.RecordBatch, file: Path) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except UnicodeDecodeError:
-        for name, values in zip(batch.schema.names, batch.columns, strict=True):
-            try:
-                values.to_pylist()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{file}: column {name!r}: {error.object[:60]!r} is not UTF-8: {error.reason}") from error
-        raise
-    return rows
-
-
-def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers (from 1) and objects; InputError names file and line."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                    if b"\\ud" in line.lower():  # half of a surrogate pair passes as JSON
-                        json.dumps(row, ensure_ascii=False).encode()
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}: line {number}: is not UTF-8: {error.reason}") from error
-                except UnicodeEncodeError as error:
-                    raise InputError(f"{path}: line {number}: is not Unicode: {error.reason}") from error
-                except ValueError as error:
-                    raise InputError(f"{path}: line {number}: is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}: line {number}: is not a JSON object")
-                yield number, row
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def _record(row: Mapping[str, Any], place: str, language: Language, name: str, licence: str) -> Document:

@@ -7,12 +7,13 @@ sentence; belief, politics and convention, verse, jokes and slang have their wor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from pipeline.rows.sample import Sample
+from pipeline.rows.sample import Message
 from pipeline.text.identify import mask
 
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:;…]|\n|[\"“”'‘(\[•*-])\s*$")
+_OPENERS = frozenset(".!?:;…\"“”'‘([•*-")
 # Capitalised by convention and bound to no culture.
 _NEUTRAL = frozenset(
     """
@@ -34,9 +35,9 @@ _LEXICON = {
 _LEXICON_PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(words.split())})\b", re.IGNORECASE) for name, words in _LEXICON.items()}
 
 
-def culture_bound(sample: Sample) -> str | None:
+def culture_bound(messages: Iterable[Message]) -> str | None:
     """The first criterion by which an English row is culture-bound (`proper_name`, `verse_or_joke`, …), or None."""
-    text = mask("\n".join(message.content for message in sample.messages if message.role == "user"))
+    text = mask("\n".join(message.content for message in messages if message.role == "user"))
     for criterion, pattern in _LEXICON_PATTERNS.items():
         if pattern.search(text):
             return criterion
@@ -47,7 +48,15 @@ def _is_name(text: str, match: re.Match[str]) -> bool:
     word = match[0]
     if not word[0].isupper() or len(word) == 1 or word.lower() in _NEUTRAL or any(c.isupper() for c in word[1:]):
         return False  # acronyms and CamelCase are terms
-    if not _SENTENCE_START.search(text[: match.start()]):
+    if not _begins_sentence(text, match.start()):
         return True
     following = _WORD.match(text, match.end() + 1)  # "Emily Watson has …": two capitalised words open a sentence with a name
     return bool(following and following[0][0].isupper() and following[0].lower() not in _NEUTRAL and following[0][1:].islower())
+
+
+def _begins_sentence(text: str, place: int) -> bool:
+    while place and text[place - 1].isspace():
+        if text[place - 1] == "\n":
+            return True
+        place -= 1
+    return not place or text[place - 1] in _OPENERS

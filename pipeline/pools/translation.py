@@ -7,22 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.rows.sample import Sample
+from pipeline.rows.sample import Message
 from pipeline.text.facts import fenced_code, numbers, without_code
+
+Turns = tuple[Message, ...]
 
 _LATEX = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
 _FINAL = re.compile(r"^####\s*(.+?)\s*$", re.MULTILINE)
 
 
-def translation_fault(original: Sample, translation: Sample) -> tuple[str, str] | None:
+def translation_fault(original: Turns, translation: Turns) -> tuple[str, str] | None:
     """`(reason, detail)` of the first thing that a faithful translation would have kept and this one has not, or None.
 
     Turn by turn: roles; the final `#### n`; fenced code apart from comments and strings; LaTeX; the multiset of numbers
     outside code, decimal and thousands marks aside (`4.5` is `4,5`).
     """
-    if [m.role for m in original.messages] != [m.role for m in translation.messages]:
-        return "translation_turns_differ", f"{len(original.messages)} turns, {len(translation.messages)} translated"
-    for ours, theirs in zip(original.messages, translation.messages, strict=True):
+    if [m.role for m in original] != [m.role for m in translation]:
+        return "translation_turns_differ", f"{len(original)} turns, {len(translation)} translated"
+    for ours, theirs in zip(original, translation, strict=True):
         a, b = ours.content, theirs.content
         for reason, found_a, found_b in (
             ("translation_result_differs", _results(a), _results(b)),

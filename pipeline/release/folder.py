@@ -12,7 +12,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.engine.step import MANIFEST, StepReport
+from pipeline.engine.parts import MANIFEST
+from pipeline.engine.step import StepReport
 from pipeline.errors import InputError
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.engine.step import MANIFEST, Stage, StepReport, parts, read_report, stage_folder
+from pipeline.engine.executors import Executor
+from pipeline.engine.parts import MANIFEST, parts, read_report
+from pipeline.engine.step import Spread, StepReport
 from pipeline.errors import InputError, WorkError
-from pipeline.files import AtomicFile, write_json, write_text
+from pipeline.files import write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
 from pipeline.release.card import card
 from pipeline.release.folder import FORMAT, SPLITS, open_dataset
 from pipeline.release.splits import validation_groups
 from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
-from pipeline.text.tokens import estimate_tokens
+from pipeline.rows.shards import Shard, numbered, write_shards
 
-ROWS_PER_SHARD = 100_000
 WORK_FOLDER = ".stages"
 _FRESH_FOLDER = ".publishing"
 _OURS = {"README.md", "data", "dropped", "manifest.json", "report.html", "timings.json", "usage.json", WORK_FOLDER}
@@ -53,12 +54,12 @@ def _is_marked(out: Path) -> bool:
         return False
 
 
-def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> None:
-    """Write the dataset of the last stage's rows and everyone's drops into `out`, unless it stands there already.
+def publish(recipe: Recipe, folders: Sequence[Path], out: Path, executor: Executor) -> None:
+    """Write the dataset of the last step's rows and everyone's drops into `out`, unless it stands there already.
 
-    Everything is written beside what stands there and then takes its place, so a full disk leaves the dataset before whole.
+    `folders` are those of the finished steps. Everything is written beside what stands there and then takes its place, so a full
+    disk leaves the dataset before whole. The bytes do not depend on how the steps' rows are cut into parts.
     """
-    folders = [stage_folder(stage, work) for stage in stages]
     fingerprint = content_hash(FORMAT, [folder.name for folder in folders], recipe_to_json(recipe), digits=16)
     fresh = out / _FRESH_FOLDER
     _empty(fresh)
@@ -66,12 +67,13 @@ def publish(recipe: Recipe, stages: Sequence[Stage], work: Path, out: Path) -> N
         write_text(out / "README.md", card(manifest))  # the card's words may have changed since
         return
     try:
-        fresh.mkdir(parents=True, exist_ok=True)
+        scratch = fresh / "scratch"
+        scratch.mkdir(parents=True)
         reports = [read_report(folder) for folder in folders]
         if not reports[-1].rows_out:
             raise InputError(f"{recipe.name}: no row is left to publish; {_main_reasons(reports)}")
-        configs = _write_data(parts(folders[-1]), fresh, recipe.seed)
-        files = _write_dropped(folders, fresh / "dropped")
+        configs = _write_data(parts(folders[-1]), fresh, scratch, recipe.seed, executor.map)
+        files = _write_dropped(folders, fresh, scratch, executor.map)
         manifest = {
             "format": FORMAT,
             "fingerprint": fingerprint,
@@ -119,68 +121,51 @@ def _published(out: Path, fingerprint: str) -> dict[str, Any] | None:
     return manifest if manifest["fingerprint"] == fingerprint else None
 
 
-def _write_data(shards: list[Path], out: Path, seed: int) -> dict[str, Any]:
+def _write_data(files: Sequence[Path], out: Path, scratch: Path, seed: int, spread: Spread) -> dict[str, Any]:
     """All rows to `data/{language}_{task}/{split}-*.parquet`; returns what the manifest says of every config."""
-    with duckdb.connect() as connection:
-        connection.from_parquet([str(path) for path in shards]).create_view("rows")
-        keys = connection.execute("SELECT group_id, language, task FROM rows").fetchall()
-        held_out = pa.table({"group_id": pa.array(sorted(validation_groups(keys, seed)), pa.string())})
-        connection.register("held_out", held_out)
-        configs: dict[str, Any] = {}
-        for language, task in sorted({(language, task) for _, language, task in keys}):
-            name = f"{language}_{task}"
-            configs[name] = {"language": language, "task": task}
-            for split, condition in zip(SPLITS, ("NOT IN", "IN"), strict=True):
-                # DuckDB promises an order only where it is asked for one; the files are written with pyarrow.
-                query = (
-                    f"SELECT * FROM rows WHERE language = $language AND task = $task "
-                    f"AND group_id {condition} (SELECT group_id FROM held_out) ORDER BY id"
-                )
-                found = connection.sql(query, params={"language": language, "task": task})
-                configs[name][split] = _write_split(found.to_arrow_reader(10_000), out, f"data/{name}/{split}")
+    columns = pa.concat_tables(pq.read_table(file, columns=["id", "group_id", "language", "task"]) for file in files)
+    languages, tasks = (columns.column(name).to_pylist() for name in ("language", "task"))
+    groups = columns.column("group_id").to_pylist()
+    held_out = validation_groups(zip(groups, languages, tasks, strict=True), seed)
+    kinds = sorted(set(zip(languages, tasks, strict=True)))
+    number = {kind: 2 * place for place, kind in enumerate(kinds)}
+    side = np.fromiter(
+        (number[kind] + (group in held_out) for kind, group in zip(zip(languages, tasks, strict=True), groups, strict=True)),
+        dtype=np.int64,
+        count=len(groups),
+    )
+    del languages, tasks, groups
+    shard_of, sides = numbered(side, [columns.column("id")])
+    names = [f"data/{'_'.join(kinds[own // 2])}/{SPLITS[own % 2]}" for own in sides]
+    paths = [f"{name}-{names[:place].count(name):05d}.parquet" for place, name in enumerate(names)]
+    shards = [Shard(out / path, ("id",), SAMPLE_SCHEMA) for path in paths]
+    tokens = write_shards(files, shard_of, shards, scratch, spread)
+    rows = np.bincount(side, minlength=2 * len(kinds)).tolist()
+    configs: dict[str, Any] = {}
+    for place, (language, task) in enumerate(kinds):
+        configs[f"{language}_{task}"] = {"language": language, "task": task} | {
+            split: {
+                "rows": rows[2 * place + which],
+                "tokens": sum(count for count, own in zip(tokens, sides, strict=True) if own == 2 * place + which),
+                "files": [path for path, own in zip(paths, sides, strict=True) if own == 2 * place + which],
+            }
+            for which, split in enumerate(SPLITS)
+        }
     return configs
 
 
-def _write_split(batches: Iterator[pa.RecordBatch], out: Path, prefix: str) -> dict[str, Any]:
-    rows = tokens = 0
-    names: list[str] = []
-    for table in _shards(batches, SAMPLE_SCHEMA):
-        names.append(f"{prefix}-{len(names):05d}.parquet")
-        _write_parquet(table, out / names[-1])
-        rows += table.num_rows
-        for messages in table.column("messages").to_pylist():
-            tokens += sum(estimate_tokens(message["content"]) for message in messages)
-    return {"rows": rows, "tokens": tokens, "files": names}
-
-
-def _write_dropped(folders: Sequence[Path], out: Path) -> list[str]:
-    """Everything that left, sorted by stage order, reason and id; at least one file, empty when nothing left."""
-    out.mkdir(parents=True)
-    names: list[str] = []
-    tables = (pq.read_table(path, schema=DROPPED_SCHEMA) for folder in folders for path in parts(folder, "dropped"))
-    for table in tables:
-        names.append(f"dropped/part-{len(names):05d}.parquet")
-        _write_parquet(table.sort_by([("reason", "ascending"), ("id", "ascending")]), out / Path(names[-1]).name)
-    if not names:
-        names.append("dropped/part-00000.parquet")
-        _write_parquet(DROPPED_SCHEMA.empty_table(), out / "part-00000.parquet")
+def _write_dropped(folders: Sequence[Path], out: Path, scratch: Path, spread: Spread) -> list[str]:
+    """Everything that was dropped, sorted by step, reason and id; at least one file, empty when nothing was."""
+    files = [(place, file) for place, folder in enumerate(folders) for file in parts(folder, "dropped")]
+    (out / "dropped").mkdir(parents=True)
+    if not files:
+        pq.write_table(DROPPED_SCHEMA.empty_table(), out / "dropped/part-00000.parquet", compression="zstd")
+        return ["dropped/part-00000.parquet"]
+    tables = [pq.read_table(file, columns=["reason", "id"]) for _, file in files]
+    step = np.repeat([place for place, _ in files], [table.num_rows for table in tables])
+    keys = pa.concat_tables(tables)
+    shard_of, steps = numbered(step, [keys.column("reason"), keys.column("id")])
+    names = [f"dropped/part-{number:05d}.parquet" for number in range(len(steps))]
+    shards = [Shard(out / name, ("reason", "id"), DROPPED_SCHEMA) for name in names]
+    write_shards([file for _, file in files], shard_of, shards, scratch, spread)
     return names
-
-
-def _shards(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += batch.num_rows
-        if rows >= ROWS_PER_SHARD:
-            yield pa.Table.from_batches(held).cast(schema)
-            held, rows = [], 0
-    if rows:
-        yield pa.Table.from_batches(held).cast(schema)
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with AtomicFile(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")

@@ -16,16 +16,16 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.clean.near import joined_messages
-from pipeline.clean.shingles import I64
 from pipeline.errors import InputError, WorkError
 from pipeline.files import LOCK_FILE, AtomicFile, WorkLock
 from pipeline.rows.sample import content_hash
 
+I64 = npt.NDArray[np.int64]
 ID = "id"
 DROPPED_SCHEMA = pa.schema([(ID, pa.string()), ("reason", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
 _BYTES_PER_BATCH = 1 << 24
@@ -128,6 +128,35 @@ class TextTable:
                         yield _with_types(batch.select(names), self.schema)
             except (pa.ArrowInvalid, OSError) as error:
                 raise _unreadable(file, error) from error
+
+
+def joined_messages(messages: pa.Array) -> pa.Array:
+    """The turns of each row as one text (its bytes), a line each; roles, and so the template of a chat, are left out."""
+    contents = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(pa.binary()), b"")
+    turns = pc.list_value_length(messages).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(messages) + 1, dtype=np.int64)
+    np.cumsum(turns, out=offsets[1:])
+    by_row = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), contents)
+    return pc.binary_join(by_row, b"\n")
+
+
+def append_to_lists(lists: pa.ListArray, items: pa.Array) -> pa.ListArray:
+    """Each list with one item more at its end; a null item adds nothing, a null list counts as empty."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    there = pc.is_valid(items).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths + there)
+    places = np.repeat(ends - there - lengths, lengths) + _counted(lengths)
+    order = np.empty(len(places) + int(there.sum()), dtype=np.int64)
+    order[places] = np.arange(len(places))
+    order[ends[there] - 1] = len(places) + np.arange(int(there.sum()))
+    flat = pa.concat_arrays([lists.flatten(), items.filter(pa.array(there))]).take(pa.array(order))
+    offsets = np.concatenate([np.zeros(1, dtype=np.int32), ends.astype(np.int32)])
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=lists.type)
+
+
+def _counted(lengths: I64) -> I64:
+    """0, 1, …, n-1 for each of the lengths, one after another."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def plain_texts(texts: pa.Array) -> pa.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import random
 import time
@@ -47,6 +48,13 @@ class Usage:
     """Estimated, as `prompt_tokens`, where the endpoint reports none."""
     cost: float = 0.0
     """Of the answers that this run asked for, at the recipe's prices."""
+
+
+@dataclass
+class _Spent:
+    """By all who share a client."""
+
+    cost: float
 
 
 class TeacherClient:
@@ -98,7 +106,7 @@ class TeacherClient:
         )
         self._counts_tokens = tokens_per_minute is not None
         self._prices, self._budget = prices, budget
-        self._spent = self._cost(*ledger.tokens()) if budget is not None else 0.0
+        self._spent = _Spent(self._cost(*ledger.tokens()) if budget is not None else 0.0)
         self._session: aiohttp.ClientSession | None = None
         self._silent = set(self.base_urls)  # of which no request was answered
         self._failing: set[str] = set()  # of those, the ones that a request was lost at
@@ -120,6 +128,12 @@ class TeacherClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def sharing(self) -> TeacherClient:
+        """This client for one more who asks: everything is shared but the usage."""
+        twin = copy.copy(self)
+        twin.usage = Usage()
+        return twin
 
     async def ask(
         self,
@@ -156,7 +170,7 @@ class TeacherClient:
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
         self.usage.cost += (cost := self._cost(prompt_tokens, completion_tokens))
-        self._spent += cost
+        self._spent.cost += cost
 
     def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self._prices[0] + completion_tokens * self._prices[1]) / 1e6
@@ -196,7 +210,7 @@ class TeacherClient:
             await asyncio.sleep(wait_s)
 
     def _check_budget(self) -> None:
-        if self._budget is not None and self._spent >= self._budget:
+        if self._budget is not None and self._spent.cost >= self._budget:
             raise BudgetError(
                 f"teacher {self.name!r}: the budget of {self._budget:g} is spent; the answers are kept: raise teachers.{self.name}."
                 "budget and run again, and it goes on from here"

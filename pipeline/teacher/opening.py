@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,10 @@ def model_name(teacher: Teacher) -> str:
     return Path(teacher.model or EMBEDDED_MODEL).name if teacher.kind == "local" else teacher.model
 
 
-def check_keys(recipe: Recipe) -> None:
-    """InputError, before hours of work, where a teacher that the recipe asks has no key in its variable."""
-    for modes in recipe.dialogues.values():
-        for name in sorted({mode.teacher for mode in modes if mode.teacher and mode.mode != "reverse"}):
-            read_api_key(name, recipe.teachers[name].api_key_env)
+def check_keys(recipe: Recipe, names: Iterable[str]) -> None:
+    """InputError, before hours of work, where one of these teachers has no key in its variable."""
+    for name in sorted(set(names)):
+        read_api_key(name, recipe.teachers[name].api_key_env)
 
 
 def read_api_key(name: str, variable: str | None) -> str | None:

@@ -21,7 +21,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.engine.processes import Workers, blocks
+from pipeline.engine.batches import blocks
+from pipeline.engine.step import Spread, here
 from pipeline.errors import InputError, WorkError, some_of
 from pipeline.files import cache_folder
 from pipeline.text.tokens import estimate_tokens
@@ -59,20 +60,19 @@ def model_name() -> str:
 
 
 class Embedder:
-    """Embeds texts in `workers` processes, and remembers what it embedded in a file in `cache` (default: the user's cache folder).
+    """Embeds texts on the cores that `spread` has, and remembers them in a file in `cache` (default: the user's cache folder).
 
     Every text is embedded by itself: in batches the last digits would depend on its neighbours.
     """
 
-    def __init__(self, workers: int = 1, cache: Path | None = None) -> None:
-        self._workers = Workers(embed_each, workers)
+    def __init__(self, spread: Spread = here, cache: Path | None = None) -> None:
+        self._spread = spread
         self._cache = _Cache((cache or cache_folder() / "embeddings") / f"{model_name()}.sqlite")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._workers.__exit__(kind, error, trace)
         self._cache.close()
 
     def embed(self, texts: Iterable[str]) -> Iterator[Vectors]:
@@ -82,7 +82,7 @@ class Embedder:
             known = self._cache.find(set(keys))
             missing = {key: text for key, text in zip(keys, heads, strict=True) if key not in known}
             tasks = [list(task) for task in blocks(missing.items(), _TEXTS_OF_A_TASK)]
-            for task, rows in zip(tasks, self._workers.map([text for _, text in task] for task in tasks), strict=True):
+            for task, rows in zip(tasks, self._spread(embed_each, ([text for _, text in task] for task in tasks)), strict=True):
                 made = {key: rows[2 * DIMENSIONS * n : 2 * DIMENSIONS * (n + 1)] for n, (key, _) in enumerate(task)}
                 self._cache.add(made)
                 known |= made

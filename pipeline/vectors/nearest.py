@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.clean.shingles import I64
-
+I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 

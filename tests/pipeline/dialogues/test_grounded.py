@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 
 from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
-from pipeline.dialogues.in_order import Refused, _Failures
 from pipeline.dialogues.prompts import fill, unquoted
 from pipeline.errors import InputError, WorkError
 from pipeline.languages import load_language
 from pipeline.rows.sample import Passage, Section, Source
 from pipeline.teacher import BudgetError, Ledger, TeacherClient
+from pipeline.teacher.batch import Refused, _Failures
 
 
 def completion(text: str) -> dict[str, Any]:

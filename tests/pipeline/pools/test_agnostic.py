@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipeline.pools.pool import pool_stage, prune_stage
 
 from pipeline.engine.step import rows_of, run_stage, stage_folder
 from pipeline.errors import InputError
-from pipeline.pools.pool import pool_stage, prune_stage
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import sample_from_row
 

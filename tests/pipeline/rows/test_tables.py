@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clean.decontaminate_table import decontaminate
-from pipeline.clean.dedup import dedup
-from pipeline.clean.identify_table import identify_table
-from pipeline.clean.parallel_table import parallel
+from pipeline.commands.decontaminate import decontaminate
+from pipeline.commands.dedup import dedup
+from pipeline.commands.identify import identify_table
+from pipeline.commands.parallel import parallel
 from pipeline.errors import InputError, some_of
 from pipeline.rows.tables import open_table
 from pipeline.text.identify import mask

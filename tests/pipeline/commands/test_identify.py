@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clean.identify_table import identify_table
+from pipeline.commands.identify import identify_table
 from pipeline.errors import InputError
 from pipeline.text.identify import UNDETERMINED, identify
 

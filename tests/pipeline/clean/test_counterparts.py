@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.clean.parallel_stage import _united
 
 from pipeline.build import build, plan
 from pipeline.clean import parallel_stage
-from pipeline.clean.parallel_stage import _united
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
 from pipeline.release.explain import explain

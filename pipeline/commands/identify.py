@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine.processes import Workers
+from pipeline.engine.processes import Processes
+from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
 from pipeline.rows.tables import check_out, open_table, working_folder, write_table
 from pipeline.text.identify import Identified, identify, known_languages, second_backend, second_opinion
@@ -36,7 +37,7 @@ def identify_table(
     *,
     second: bool = False,
     workers: int = 1,
-    progress: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
+    progress: Progress = silent,
 ) -> IdentifyReport:
     """Write to `out` all rows at `path`, sorted by id, with their language. No row leaves.
 
@@ -53,14 +54,11 @@ def identify_table(
     table = open_table(path, column, out)
     if taken := [name for name in table.schema.names if name in COLUMNS]:
         raise InputError(f"{path}: has a column {taken[0]!r} already; leave it out, or rename it")
-    with (
-        working_folder(out) as work,
-        Workers(partial(_identified, languages=tuple(languages), second=second), workers) as processes,
-    ):
+    with working_folder(out) as work, Processes(workers) as processes:
         ids = table.ids()
         codes: list[str] = []
         scores, agreed = array("f"), array("b")
-        for part in processes.map(table.values()):
+        for part in processes.map(partial(_identified, languages=tuple(languages), second=second), table.values()):
             for found, same in part:
                 codes.append(found.language)
                 scores.append(found.score)

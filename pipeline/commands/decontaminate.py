@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clean.contamination import Checked, Row, contaminations
+from pipeline.engine.processes import Processes
+from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
 from pipeline.rows.tables import (
     DROPPED_SCHEMA,
@@ -25,8 +27,6 @@ from pipeline.rows.tables import (
 )
 from pipeline.text.identify import identify
 from pipeline.vectors.embeddings import LANGUAGES, check_installed
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def decontaminate(
     language_column: str | None = None,
     workers: int = 1,
     cache: Path | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = silent,
 ) -> DecontaminateReport:
     """Write to `out` the rows at `path` that hold nothing of the evaluation sets `against`, and the rest to `out.dropped.parquet`.
 
@@ -75,12 +75,12 @@ def decontaminate(
         check_installed()
     table = open_table(path, column, out)
     spoken = table.language_column(language_column) if translations else None
-    with working_folder(out) as work:
+    with working_folder(out) as work, Processes(workers) as processes:
         ids = table.ids()
         checked = Checked()
         dropped: dict[str, list[Any]] = {name: [] for name in DROPPED_SCHEMA.names}
         rows = _rows(table, spoken, translations)
-        found = contaminations(rows, against, checked, translations=translations, workers=workers, cache=cache)
+        found = contaminations(rows, against, checked, translations=translations, spread=processes.map, cache=cache)
         for number, own in enumerate(found):
             if number % 100 == 0:
                 progress("comparing", number, len(ids))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import dedup as module
-from pipeline.clean.dedup import dedup
+from pipeline.commands.dedup import dedup
 from pipeline.errors import InputError, WorkError
 from pipeline.rows import tables
 from pipeline.rows.tables import dropped_path, open_table

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.clean import parallel_table
-from pipeline.clean.parallel_table import ParallelReport, parallel
+from pipeline.commands.parallel import ParallelReport, parallel
 from pipeline.errors import InputError, WorkError
 from pipeline.rows.tables import text_of
 from pipeline.vectors import embeddings

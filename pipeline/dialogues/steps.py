@@ -1,8 +1,7 @@
-"""The stages that make dialogues of a language's passages, one for each mode of the recipe."""
+"""The steps that make dialogues of a language's passages, one for each mode of the recipe."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import sys
@@ -18,13 +17,12 @@ import numpy as np
 
 from pipeline.dialogues.gates import IsLanguage, passage_fault
 from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
-from pipeline.dialogues.in_order import Refused, in_order
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues, with_written_instructions
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
-from pipeline.engine.step import Stage, StageRun, row_count, rows_of
+from pipeline.engine.step import Context, Make, Raw, Step
 from pipeline.files import Spool, file_hash
 from pipeline.languages import Language, load_language
-from pipeline.recipe import Dialogues, Recipe
+from pipeline.recipe import Dialogues, Recipe, Teacher
 from pipeline.rows.sample import (
     SAMPLE_SCHEMA,
     Decision,
@@ -36,33 +34,34 @@ from pipeline.rows.sample import (
     passage_from_row,
     sample_id,
 )
-from pipeline.teacher import TeacherClient, TeacherError, model_name, open_teacher
+from pipeline.teacher import TeacherClient, TeacherError, model_name, shared_teacher
+from pipeline.teacher.batch import Refused, in_order
 from pipeline.text.identify import BACKEND, other_language
 
 TASK = "chat_specific"
 LEDGER_FOLDER = "teachers"
 
 
-def dialogue_stages(recipe: Recipe, code: str, passages: Stage) -> list[Stage]:
-    """A stage for every `[[dialogues.LANGUAGE]]` table; two of one mode are told apart by their number."""
+def dialogue_steps(recipe: Recipe, code: str, passages: Step) -> list[Step]:
+    """A step for every `[[dialogues.LANGUAGE]]` table; two of one mode are told apart by their number."""
     modes = recipe.dialogues.get(code, ())
-    stages = []
+    steps = []
     for number, mode in enumerate(modes):
         repeated = [m.mode for m in modes[:number]].count(mode.mode)
-        stages.append(_stage(recipe, code, passages, mode, f"{mode.mode}-{code}" + (f"-{repeated + 1}" if repeated else "")))
-    return stages
+        steps.append(_step(recipe, code, passages, mode, f"{mode.mode}-{code}" + (f"-{repeated + 1}" if repeated else "")))
+    return steps
 
 
-def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: str) -> Stage:
+def _step(recipe: Recipe, code: str, passages: Step, mode: Dialogues, name: str) -> Step:
     language = load_language(code)
     config: dict[str, Any] = {"mode": asdict(mode), "seed": recipe.seed}
     files: tuple[Path, ...] = ()
-    run = functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed)
+    does = Make(functools.partial(_reverse, code=code, count=mode.count, seed=recipe.seed), by_part=False)
     if mode.mode == "reverse":
         config["templates"] = content_hash(asdict(language.reverse))
     if mode.teacher:
-        teacher = recipe.teachers[mode.teacher or ""]
-        # Not where the teacher is or how it is driven: only what changes its answers makes the stage anew.
+        teacher = recipe.teachers[mode.teacher]
+        # Not where the teacher is or how it is driven: only what changes its answers makes the step anew.
         config["teacher"] = {
             "kind": teacher.kind,
             "model": model_name(teacher),
@@ -74,54 +73,54 @@ def _stage(recipe: Recipe, code: str, passages: Stage, mode: Dialogues, name: st
         own_prompts = SmallTeacherPrompts.version if teacher.kind == "local" else ""
         config["prompts"] = content_hash(asdict(language.grounded), asdict(language.rules), own_prompts)
         config |= {"languages": recipe.languages, "identifier": BACKEND}
-        run = functools.partial(_ask, code=code, mode=mode, recipe=recipe)
-    return Stage(
+        ask = functools.partial(
+            _ask, code=code, mode=mode, teacher=teacher, seed=recipe.seed, languages=recipe.languages, files=files
+        )
+        does = Make(ask, by_part=False)
+    return Step(
         name=name,
         version=3,
-        run=run,
+        does=does,
         config=config,
         files=files,
         inputs=(passages,),
         schema=SAMPLE_SCHEMA,
+        teacher=mode.teacher,
         unit_in="passages",
         unit_out="rows",
     )
 
 
 @contextmanager
-def _in_drawn_order(run: StageRun, seed: int) -> Iterator[Iterator[Passage]]:
+def _in_drawn_order(rows: Iterator[Raw], context: Context, seed: int) -> Iterator[Iterator[Passage]]:
     """The passages by seeded hash, so that a count takes a fair draw of them; they wait on the disk."""
-    with Spool[dict[str, Any]](run.folder / "passages") as spool:
+    with Spool[Raw](context.folder / "passages") as spool:
         drawn, places = array("Q"), array("Q")
-        for row in rows_of(run.inputs[0]):
+        for row in rows:
             drawn.append(int(content_hash(seed, row["id"], digits=16), 16))
             places.append(spool.put(row))
         order = np.argsort(np.array(drawn, dtype=np.uint64), kind="stable")
         yield (passage_from_row(spool.get(places[number])) for number in order)
 
 
-def _reverse(run: StageRun, *, code: str, count: int | None, seed: int) -> None:
-    language = load_language(code)
-    total, made = row_count(run.inputs[0]), 0
-    with _in_drawn_order(run, seed) as passages:
+def _reverse(
+    rows: Iterator[Raw], context: Context, *, code: str, count: int | None, seed: int
+) -> Iterator[tuple[Sample, ...] | Dropped]:
+    language, made = load_language(code), 0
+    with _in_drawn_order(rows, context, seed) as passages:
         for done, passage in enumerate(passages, 1):
-            run.progress(run.stage.name, done, total)
+            context.progress(done, context.rows)
             if count is not None and made >= count:
-                run.drop(_dropped(passage, "not_needed", f"{count} dialogues were wanted"))
+                yield _dropped(passage, "not_needed", f"{count} dialogues were wanted")
+                continue
+            skipped: Counter[str] = Counter()
+            dialogues = list(reverse_dialogues(passage, language, seed, skipped))[: None if count is None else count - made]
+            context.counters.update(skipped)
+            made += len(dialogues)
+            if dialogues:
+                yield tuple(_reverse_sample(passage, dialogue, context.name) for dialogue in dialogues)
             else:
-                made += _reverse_of(passage, run, language, seed, None if count is None else count - made)
-
-
-def _reverse_of(passage: Passage, run: StageRun, language: Language, seed: int, most: int | None) -> int:
-    """How many dialogues the passage gave."""
-    left_out: Counter[str] = Counter()
-    dialogues = list(reverse_dialogues(passage, language, seed, left_out))[:most]
-    run.counters.update(left_out)
-    if dialogues:
-        run.keep(*(_reverse_sample(passage, dialogue, run.stage.name) for dialogue in dialogues))
-    else:
-        run.drop(_dropped(passage, "no_section_can_answer", _in_words(left_out)))
-    return len(dialogues)
+                yield _dropped(passage, "no_section_can_answer", _in_words(skipped))
 
 
 def _in_words(left_out: Counter[str]) -> str:
@@ -168,69 +167,68 @@ def _instructed_dialogues(
     )
 
 
-def _ask(run: StageRun, *, code: str, mode: Dialogues, recipe: Recipe) -> None:
-    name, language = mode.teacher or "", load_language(code)
-    teacher = recipe.teachers[name]
-    total = row_count(run.inputs[0])
+def _ask(
+    rows: Iterator[Raw],
+    context: Context,
+    *,
+    code: str,
+    mode: Dialogues,
+    teacher: Teacher,
+    seed: int,
+    languages: tuple[str, ...],
+    files: tuple[Path, ...],
+) -> Iterator[tuple[Sample, ...] | Sample | Dropped]:
+    language, name, total = load_language(code), mode.teacher or "", context.rows or 0
     tried = min(total, mode.max_passages or total)
+    taken: deque[Passage] = deque()
     done = made = 0
 
     def is_language(text: str) -> bool:
-        return other_language(text, code, recipe.languages) is None
+        return other_language(text, code, languages) is None
 
-    async def drive(passages: Iterator[Passage]) -> list[Passage]:
-        """The passages that were taken and then not needed."""
-        nonlocal done, made
-        # Another model file of the same name is another teacher.
-        which = "".join(f"-{file_hash(path, run.work)[:8]}" for path in run.stage.files)
-        ledger = run.work / LEDGER_FOLDER / f"{name}{which}.sqlite"
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        taken: deque[Passage] = deque()
+    def take() -> Iterator[Passage]:
+        for passage in itertools.islice(passages, tried):
+            taken.append(passage)
+            yield passage
 
-        def take() -> Iterator[Passage]:
-            for passage in itertools.islice(passages, tried):
-                taken.append(passage)
-                yield passage
-
-        async with open_teacher(name, teacher, ledger) as client:
-            outcomes: AsyncIterator[tuple[Passage, Dialogue | list[ReverseDialogue] | Refused]]
-            if mode.mode == "reverse":
-                outcomes = _instructed_dialogues(
-                    take(), language, client, seed=recipe.seed, count=mode.count or sys.maxsize, is_language=is_language
-                )
+    # Another model file of the same name is another teacher.
+    which = "".join(f"-{file_hash(path, context.work)[:8]}" for path in files)
+    ledger = context.work / LEDGER_FOLDER / f"{name}{which}.sqlite"
+    with _in_drawn_order(rows, context, seed) as passages, shared_teacher(name, teacher, ledger) as asking:
+        outcomes: AsyncIterator[tuple[Passage, Dialogue | list[ReverseDialogue] | Refused]]
+        if mode.mode == "reverse":
+            outcomes = _instructed_dialogues(
+                take(), language, asking.client, seed=seed, count=mode.count or sys.maxsize, is_language=is_language
+            )
+        else:
+            outcomes = grounded_dialogues(
+                take(),
+                language,
+                asking.client,
+                seed=seed,
+                count=mode.count or tried,
+                closed_book=mode.mode == "closed_book",
+                is_language=is_language,
+                min_grounded=mode.min_grounded,
+            )
+        for passage, outcome in asking.take(outcomes):
+            taken.popleft()
+            done += 1
+            context.progress(done, tried)
+            if isinstance(outcome, Refused):
+                context.run_again |= outcome.reason == "teacher_failed"
+                yield _dropped(passage, outcome.reason, outcome.detail)
+            elif isinstance(outcome, Dialogue):
+                made += 1
+                yield _grounded_sample(passage, outcome, mode.mode, model_name(teacher), context.name)
             else:
-                outcomes = grounded_dialogues(
-                    take(),
-                    language,
-                    client,
-                    seed=recipe.seed,
-                    count=mode.count or tried,
-                    closed_book=mode.mode == "closed_book",
-                    is_language=is_language,
-                    min_grounded=mode.min_grounded,
-                )
-            async for passage, outcome in outcomes:
-                taken.popleft()
-                done += 1
-                run.progress(run.stage.name, done, tried)
-                if isinstance(outcome, Refused):
-                    run.drop(_dropped(passage, outcome.reason, outcome.detail))
-                    run.run_again |= outcome.reason == "teacher_failed"
-                elif isinstance(outcome, Dialogue):
-                    run.keep(_grounded_sample(passage, outcome, mode.mode, model_name(teacher), run.stage.name))
-                    made += 1
-                else:
-                    wanted = outcome[: None if mode.count is None else mode.count - made]
-                    run.keep(*(_reverse_sample(passage, dialogue, run.stage.name, model_name(teacher)) for dialogue in wanted))
-                    made += len(wanted)
-            run.usage = {"teacher": name, **asdict(client.usage)}
-        return list(taken)
-
-    with _in_drawn_order(run, recipe.seed) as passages:
-        left = asyncio.run(drive(passages))
+                wanted = outcome[: None if mode.count is None else mode.count - made]
+                made += len(wanted)
+                yield tuple(_reverse_sample(passage, dialogue, context.name, model_name(teacher)) for dialogue in wanted)
+        context.usage = {"teacher": name, **asdict(asking.client.usage)}
         why = f"{made} dialogues made of {mode.count or 'any number'} wanted, at most {mode.max_passages or 'all'} passages to try"
-        for passage in itertools.chain(left, passages):
-            run.drop(_dropped(passage, "not_needed", why))
+        for passage in itertools.chain(taken, passages):  # taken, and then not needed
+            yield _dropped(passage, "not_needed", why)
 
 
 def _grounded_sample(passage: Passage, dialogue: Dialogue, mode: str, teacher: str, stage: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Many passages at once, outcomes in the passages' order: whatever the timing, the same passages are used."""
+"""Many items at once, outcomes in the order of the items: whatever the timing, the same items are used."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.errors import WorkError
-from pipeline.rows.sample import Passage
-from pipeline.teacher import BudgetError
+from pipeline.teacher.errors import BudgetError
 
 HOPELESS_FAILURES = 10
-"""So many passages in a row that fail with one and the same error: the teacher is gone, the list need not be burnt."""
-_AHEAD = 8  # times as many passages as are worked on at once may be done and wait for an earlier one
+"""So many items in a row that fail with one and the same error: the teacher is gone, the list need not be burnt."""
+_AHEAD = 8  # times as many items as are worked on at once may be done and wait for an earlier one
 
+Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """No dialogue: the reason that dropped the passage, or `teacher_failed`, which the next run tries again."""
+    """No dialogue: the reason that dropped the item, or `teacher_failed`, which the next run tries again."""
 
     reason: str
     detail: str = ""
@@ -31,20 +31,20 @@ class Refused:
 
 
 async def in_order(
-    passages: Iterable[Passage],
-    write: Callable[[Passage], Coroutine[Any, Any, Outcome]],
+    items: Iterable[Item],
+    write: Callable[[Item], Coroutine[Any, Any, Outcome]],
     *,
     slots: int,
     count: int,
     worth: Callable[[Outcome], int],
-) -> AsyncIterator[tuple[Passage, Outcome]]:
-    """What `write` makes of the passages, until outcomes are worth `count`; later passages may have been asked for nothing.
+) -> AsyncIterator[tuple[Item, Outcome]]:
+    """What `write` makes of the items, until outcomes are worth `count`; later items may have been asked for nothing.
 
-    Which passages are used depends on their order and the outcomes alone, never on timing or concurrency. WorkError when
-    `HOPELESS_FAILURES` passages in a row (or all there are) fail with one kind of error. `slots`: requests under way at once.
+    Which items are used depends on their order and the outcomes alone, never on timing or concurrency. WorkError when
+    `HOPELESS_FAILURES` items in a row (or all there are) fail with one kind of error. `slots`: requests under way at once.
     """
-    waiting = iter(passages)
-    in_order: deque[tuple[Passage, asyncio.Task[Outcome]]] = deque()
+    waiting = iter(items)
+    in_order: deque[tuple[Item, asyncio.Task[Outcome]]] = deque()
     under_way: set[asyncio.Task[Outcome]] = set()
     # Some more than slots: between its answer and its next question, and while it waits to try again, a dialogue needs none.
     at_once = slots + max(1, slots // 4)
@@ -55,12 +55,12 @@ async def in_order(
         # Twice what is still wanted at most: what overshoots is paid for and thrown away. Behind enough dialogues that only
         # wait for an earlier one, nothing can be wanted.
         while made + ready < count and len(under_way) < at_once and len(in_order) < min(_AHEAD * at_once, 2 * (count - made)):
-            if (passage := next(waiting, None)) is None:
+            if (item := next(waiting, None)) is None:
                 return
-            task = asyncio.create_task(write(passage))
+            task = asyncio.create_task(write(item))
             under_way.add(task)
             task.add_done_callback(end)
-            in_order.append((passage, task))
+            in_order.append((item, task))
 
     def end(task: asyncio.Task[Outcome]) -> None:
         nonlocal ready
@@ -73,13 +73,13 @@ async def in_order(
     try:
         start_more()
         while in_order:
-            passage, task = in_order.popleft()
+            item, task = in_order.popleft()
             outcome = await task
             made += worth(outcome)
             ready -= worth(outcome)
             start_more()
             failures.count(outcome, is_last=not in_order)
-            yield passage, outcome
+            yield item, outcome
             if made >= count:
                 return
     except BudgetError:
@@ -94,7 +94,7 @@ async def in_order(
 
 
 class _Failures:
-    """Counts passages that fail in a row with one kind of error, and calls the run off when there is no hope."""
+    """Counts items that fail in a row with one kind of error, and calls the run off when there is no hope."""
 
     def __init__(self) -> None:
         self._in_a_row = 0

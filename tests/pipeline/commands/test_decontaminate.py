@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.decontaminate_table import DecontaminateReport, decontaminate
+from pipeline.commands.decontaminate import DecontaminateReport, decontaminate
 from pipeline.errors import InputError
 from pipeline.rows.tables import DROPPED_SCHEMA, dropped_path
 from pipeline.vectors import embeddings

@@ -1,0 +1,220 @@
+"""The parts of a step on the disk, and what names them.
+
+A step's folder is `{name}-{fingerprint}/` with `part-*.parquet` (what goes on), `dropped-*.parquet` (what was dropped, with the
+reason), `task-*.json` (the account of each finished task) and `manifest.json`, written last. The manifest is the only cache: the
+fingerprint covers the step's code version, its configuration, the bytes of the files it reads and the bytes its inputs gave. In a
+folder without a manifest the finished tasks are kept and the others run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.engine.step import Outcome, Raw, Step, StepReport
+from pipeline.files import file_hash, write_json
+from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, content_hash, rows_to_table
+
+MANIFEST = "manifest.json"
+_ROWS_PER_GROUP = 10_000
+_ROWS_PER_BATCH = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """The account of one task of a step; `files` are its files with their SHA-256."""
+
+    rows_used: int
+    rows_out: int
+    dropped: dict[str, int]
+    counters: dict[str, int]
+    facts: dict[str, int]
+    files: dict[str, str]
+    run_again: bool = False
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a finished step."""
+
+    path: Path
+
+    def rows(self) -> Iterator[Raw]:
+        """In bounded memory."""
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_ROWS_PER_BATCH):
+                yield from batch.to_pylist()
+
+    def count(self) -> int:
+        """From the footer alone."""
+        return int(pq.read_metadata(self.path).num_rows)
+
+
+class PartWriter:
+    """Tables to `{prefix}-{number}.parquet`, whole or not at all; where `rows_per_part` is given, cut after so many rows."""
+
+    def __init__(self, folder: Path, prefix: str, schema: pa.Schema, number: int = 0, rows_per_part: int | None = None) -> None:
+        self._folder, self._prefix, self._schema = folder, prefix, schema
+        self._number, self._rows_per_part = number, rows_per_part
+        self._writer: pq.ParquetWriter | None = None
+        self._temporary = Path()
+        self._in_part = 0
+        self.rows = 0
+        self.files: dict[str, str] = {}
+
+    def write(self, table: pa.Table) -> None:
+        """Appends the rows; a part without any is no file."""
+        while table.num_rows:
+            room = table.num_rows if self._rows_per_part is None else self._rows_per_part - self._in_part
+            self._append(table.slice(0, room))
+            table = table.slice(room)
+            if self._in_part == self._rows_per_part:
+                self._close_part()
+
+    def _append(self, table: pa.Table) -> None:
+        if self._writer is None:
+            # Two workers may be given one part, where the first was held for dead: each writes a file of its own.
+            self._temporary = self._folder / f".{self._prefix}-{self._number:05d}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+            self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+        self._in_part += table.num_rows
+        self.rows += table.num_rows
+
+    def _close_part(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        name = f"{self._prefix}-{self._number:05d}.parquet"
+        with self._temporary.open("rb") as file:
+            self.files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        self._temporary.replace(self._folder / name)
+        self._number += 1
+        self._in_part = 0
+
+    def close(self) -> None:
+        self._close_part()
+
+    def abandon(self) -> None:
+        """After an error: nothing half-written stays."""
+        if self._writer is not None:
+            self._writer.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+class OutcomeWriter:
+    """The outcomes of one task, in their order, to its parts."""
+
+    def __init__(self, step: Step, folder: Path, number: int, rows_per_part: int | None) -> None:
+        self._step = step
+        self.kept = PartWriter(folder, "part", step.schema, number, rows_per_part)
+        self.dropped = PartWriter(folder, "dropped", DROPPED_SCHEMA, number, rows_per_part)
+        self._kept_rows: list[Any] = []
+        self._dropped_rows: list[dict[str, Any]] = []
+        self.rows_used = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """What one row of the input became."""
+        if isinstance(outcome, Dropped):
+            self._dropped_rows.append(outcome.to_row(self._step.name))
+            if len(self._dropped_rows) == _ROWS_PER_GROUP:
+                self._flush_dropped()
+            return
+        self.rows_used += 1
+        self._kept_rows.extend(outcome if isinstance(outcome, tuple) else (outcome,))
+        if len(self._kept_rows) >= _ROWS_PER_GROUP:
+            self._flush_kept()
+
+    def _flush_kept(self) -> None:
+        self.kept.write(rows_to_table(self._kept_rows, self._step.schema))
+        self._kept_rows.clear()
+
+    def _flush_dropped(self) -> None:
+        self.dropped.write(pa.Table.from_pylist(self._dropped_rows, schema=DROPPED_SCHEMA))
+        self._dropped_rows.clear()
+
+    def close(self) -> None:
+        self._flush_kept()
+        self._flush_dropped()
+        self.kept.close()
+        self.dropped.close()
+
+    def abandon(self) -> None:
+        self.kept.abandon()
+        self.dropped.abandon()
+
+
+def step_folder(step: Step, work: Path) -> Path:
+    """Where the step's parts and manifest are or will be; its inputs must be finished.
+
+    The 16 hex digits of the fingerprint are the same on any machine. Inputs count by the bytes they gave, so a step that
+    gives the same again leaves the ones after it as they are.
+    """
+    fingerprint = content_hash(
+        step.name,
+        step.version,
+        dict(step.config),
+        [file_hash(path, work) for path in step.files],
+        [read_manifest(step_folder(parent, work))["digest"] for parent in step.inputs],
+        digits=16,
+    )
+    return work / f"{step.name}-{fingerprint}"
+
+
+def write_manifest(folder: Path, report: StepReport, files: dict[str, str], run_again: bool) -> None:
+    """The step is finished: these are its files with their SHA-256."""
+    manifest = {
+        "format": 2,
+        "report": asdict(report),
+        "digest": content_hash(sorted(files.items())),
+        "files": files,
+        "run_again": run_again,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Of a finished step."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return manifest
+
+
+def finished(folder: Path) -> StepReport | None:
+    """The report of a step that needs no further run, or None; so too where one of its files is gone or cut."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    whole = manifest["format"] == 2 and all((folder / name).is_file() for name in manifest["files"])
+    return StepReport(**manifest["report"]) if whole and not manifest["run_again"] else None
+
+
+def read_report(folder: Path) -> StepReport:
+    """The report of a step that has run."""
+    return StepReport(**read_manifest(folder)["report"])
+
+
+def parts(folder: Path, prefix: str = "part") -> list[Path]:
+    """The Parquet files of a step in order; `prefix="dropped"` for what was dropped there."""
+    return sorted(folder.glob(f"{prefix}-*.parquet"))
+
+
+def rows_of(folder: Path, prefix: str = "part") -> Iterator[Raw]:
+    """Every row of a step's parts, in order, in bounded memory."""
+    for path in parts(folder, prefix):
+        yield from Part(path).rows()
+
+
+def row_count(folder: Path, prefix: str = "part") -> int:
+    """Rows in a step's parts, from the Parquet footers."""
+    return sum(Part(path).count() for path in parts(folder, prefix))
