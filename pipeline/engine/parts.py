@@ -55,6 +55,10 @@ class Part:
             for batch in file.iter_batches(_ROWS_PER_BATCH):
                 yield from batch.to_pylist()
 
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.path.stat().st_size
+
     def count(self) -> int:
         """From the footer alone."""
         return int(pq.read_metadata(self.path).num_rows)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from pipeline.engine.tasks import WHOLE, Task, account, apply_part, do_all, do_p
 from pipeline.errors import InputError, WorkError
 from pipeline.files import write_json
 
+WORTH_SPREADING = 1 << 19
+"""Bytes: some 1,500 conversations, compressed, of which the rules take a second. Processes take as long to start."""
 OnReport = Callable[[StepReport], None]
 """Called with the account of each step once it is finished, in the order in which they are finished."""
 
@@ -67,7 +69,7 @@ def run_step(step: Step, work: Path, executor: Executor, rows_per_part: int, pro
     run = _Run(step, work, progress, rows_per_part)
     if run.finished is None:
         run.do_whole(executor)
-        run.take_all(executor.map(_do, run.tasks))
+        run.take_all(_spread(executor, run.tasks))
     return run.report()
 
 
@@ -77,14 +79,17 @@ def _run_quietly(
     """Steps that ask no teacher; what is done part by part goes to the executor together."""
     runs = [_Run(step, work, progress, rows_per_part) for step in steps]
     by_part = [run for run in runs if run.finished is None and run.step.does.by_part]
-    results = executor.map(_do, (task for run in by_part for task in run.tasks))
-    for run in runs:
-        if run.finished is None:
-            if not run.step.does.by_part:
+    results = _spread(executor, [task for run in by_part for task in run.tasks])
+    try:
+        for run in runs:
+            if run.finished is None:
                 run.do_whole(executor)
-                run.take_all(executor.map(_do, run.tasks))
-            run.take_all(results)
-        tell(run.report())
+                run.take_all(results if run.step.does.by_part else _spread(executor, run.tasks))
+            tell(run.report())
+    except BaseException:
+        for run in runs:
+            run.forget_if_empty()
+        raise
 
 
 def _run_at_once(runs: Sequence[Callable[[], StepReport]], tell: OnReport, stop: Callable[[], None]) -> None:
@@ -101,6 +106,17 @@ def _run_at_once(runs: Sequence[Callable[[], StepReport]], tell: OnReport, stop:
             raise
         for future in futures:
             tell(future.result())
+
+
+def _spread(executor: Executor, tasks: Sequence[Task]) -> Iterator[TaskReport]:
+    """Over the executor's workers, but for work that is done before they have started."""
+    little = sum(_size(task) for task in tasks) < WORTH_SPREADING
+    return map(_do, tasks) if little else executor.map(_do, tasks)
+
+
+def _size(task: Task) -> int:
+    """In bytes on the disk."""
+    return sum(source.size() for source in task.sources) + sum(path.stat().st_size for path in task.parts)
 
 
 def _do(task: Task) -> TaskReport:
@@ -156,6 +172,11 @@ class _Run:
         for path in self.folder.iterdir():
             if path.name not in known:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def forget_if_empty(self) -> None:
+        """After an error elsewhere: a step of which nothing is done leaves no trace."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def do_whole(self, executor: Executor) -> None:
         """What is done over everything at once."""

@@ -53,6 +53,9 @@ class Source(Protocol):
 
     def rows(self) -> Iterator[Any]: ...
 
+    def size(self) -> int:
+        """Bytes on the disk, about."""
+
 
 @dataclass(kw_only=True)
 class Context:

@@ -28,6 +28,10 @@ class Lines:
     end: int
     first: int
 
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.end - self.begin
+
     def rows(self) -> Iterator[NumberedRow]:
         """Line numbers and objects; InputError names file and line."""
         try:
@@ -52,6 +56,10 @@ class Rows:
     count: int
     first: int
     required: tuple[str, ...] = ()
+
+    def size(self) -> int:
+        """Bytes on the disk, were all rows of the file alike."""
+        return self.path.stat().st_size * self.count // max(1, pq.read_metadata(self.path).num_rows)
 
     def rows(self) -> Iterator[NumberedRow]:
         """Numbers, from 0, and rows; InputError names the file and the column that it lacks."""
