@@ -31,7 +31,7 @@ def test_build_says_what_it_made_and_is_quiet_in_a_log(small_toml: Path, tmp_pat
     assert done.stdout.splitlines()[0].startswith(f"{out}: ")
     assert done.stdout.splitlines()[-1] == f"look at {out / 'report.html'}"
     lines = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in lines][:2] == ["passages-fr", "pool-math"]
+    assert [line.split(":")[0] for line in lines][:3] == ["passages-fr", "read-math", "reverse-fr"]
     assert all(" in, " in line and " left" in line and "\r" not in line for line in lines)  # a line a stage, no bar
 
 
@@ -65,8 +65,8 @@ def test_a_changed_key_makes_only_what_depends_on_it_anew(small_toml: Path, tmp_
     result = glotloom("build", small_toml, "--out", out, "--set", "clean.near_duplicate_threshold=0.7")
     assert result.exit_code == 0, result.output
     made = {path.name for path in (out / ".stages").iterdir()} - before
-    assert {name.rpartition("-")[0] for name in made} <= {"near-duplicates", "decontaminate", "prune"}
-    assert "near-duplicates" in {name.rpartition("-")[0] for name in made}
+    assert {name.rpartition("-")[0] for name in made} <= {"duplicates", "decontaminate", "prune"}
+    assert "duplicates" in {name.rpartition("-")[0] for name in made}
 
 
 def test_stages_can_live_elsewhere(small_toml: Path, tmp_path: Path, glotloom: Glotloom) -> None:

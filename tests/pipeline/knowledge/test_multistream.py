@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.step import rows_of, run_stage, stage_folder
+from pipeline.engine.parts import rows_of, step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_step
 from pipeline.errors import InputError
 from pipeline.knowledge.multistream import DrawnPages, index_of
-from pipeline.knowledge.passages import passage_stage
+from pipeline.knowledge.passages import passage_step
 from pipeline.recipe import parse_recipe
 
 HEAD = (
@@ -53,9 +55,9 @@ def passages(folder: Path, **knowledge):
     recipe = parse_recipe(
         {"name": "p", "languages": ["en"], "knowledge": {"en": table}, "dialogues": {"en": [{"mode": "reverse"}]}}
     )
-    stage = passage_stage(recipe, "en")
-    report = run_stage(stage, folder / "work")
-    out = stage_folder(stage, folder / "work")
+    step = passage_step(recipe, "en")
+    report = run_step(step, folder / "work", Processes(1), 1000)
+    out = step_folder(step, folder / "work")
     return json.dumps(list(rows_of(out)), default=str), list(rows_of(out, "dropped")), report
 
 

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.engine.step import rows_of, run_stage, stage_folder
+from pipeline.engine.parts import rows_of, step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_step
 from pipeline.errors import InputError
 from pipeline.knowledge import passages as module
 from pipeline.knowledge import records
-from pipeline.knowledge.passages import _keyword_fault, passage_stage, segments
+from pipeline.knowledge.passages import _keyword_fault, passage_step, segments
 from pipeline.recipe import Knowledge, parse_recipe
 from pipeline.rows.sample import Section, passage_from_row
 from pipeline.text.tokens import estimate_tokens
@@ -29,14 +31,15 @@ def recipe(path: Path, language: str = "en", **knowledge):
 
 @pytest.fixture
 def run(tmp_path):
-    """Documents (`title: text`) through the passages stage: its passages, its drops and its report."""
+    """Documents (`title: text`) through the passages step: its passages, its drops and its report."""
 
-    def run(texts: dict[str, str], language: str = "en", **knowledge):
+    def run(texts: dict[str, str], language: str = "en", count: int = 1, **knowledge):
         path = tmp_path / "docs.jsonl"
         path.write_text("".join(json.dumps({"id": t, "title": t, "text": x}) + "\n" for t, x in texts.items()), "utf-8")
-        stage = passage_stage(recipe(path, language, **knowledge), language)
-        report = run_stage(stage, tmp_path / "work")
-        folder = stage_folder(stage, tmp_path / "work")
+        step = passage_step(recipe(path, language, **knowledge), language)
+        with Processes(count) as processes:
+            report = run_step(step, tmp_path / "work", processes, 1000)
+        folder = step_folder(step, tmp_path / "work")
         return [passage_from_row(row) for row in rows_of(folder)], list(rows_of(folder, "dropped")), report
 
     return run
@@ -221,11 +224,10 @@ def test_several_processes_give_what_one_gives(run, tmp_path, monkeypatch, drawn
     texts = {f"d{number}": PROSE * (number + 1) if number % 3 else "Short." for number in range(20)}
     alone = run(texts, **drawn)
     monkeypatch.setattr(module, "_WORTH_PROCESSES", 0)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
 
     shutil.rmtree(tmp_path / "work")
 
-    assert run(texts, **drawn) == alone
+    assert run(texts, count=2, **drawn) == alone
 
 
 def test_of_documents_that_are_held_back_only_the_drawn_ones_are_parsed_and_nothing_stays(run, tmp_path, monkeypatch):
@@ -255,24 +257,24 @@ def test_traditional_characters_stay_where_the_recipe_wants_them(run):
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"min_tokens": 11}, {"segment_tokens": 201}, {"licence": "CC0 1.0"}])
-def test_whatever_decides_the_passages_is_in_the_stages_fingerprint(tmp_path, change):
+def test_whatever_decides_the_passages_is_in_the_steps_fingerprint(tmp_path, change):
     (tmp_path / "docs.jsonl").write_text("{}")
     path = tmp_path / "docs.jsonl"
     table = {"name": "p", "languages": ["en"], "dialogues": {"en": [{"mode": "reverse"}]}, "seed": change.pop("seed", 7)}
     changed = parse_recipe(table | {"knowledge": {"en": {"kind": "jsonl", "path": str(path)} | change}})
     before = parse_recipe(table | {"seed": 7, "knowledge": {"en": {"kind": "jsonl", "path": str(path)}}})
 
-    assert stage_folder(passage_stage(changed, "en"), tmp_path) != stage_folder(passage_stage(before, "en"), tmp_path)
+    assert step_folder(passage_step(changed, "en"), tmp_path) != step_folder(passage_step(before, "en"), tmp_path)
 
 
 @pytest.fixture(scope="module")
 def real_dump(tmp_path_factory, real_data):
-    """The passages of the real dump of 206 pages and the stage's report."""
+    """The passages of the real dump of 206 pages and the step's report."""
     dump = real_data / "wiki" / "enwiki-sample.xml.bz2"
-    stage = passage_stage(recipe(dump, kind="wikipedia-dump", min_tokens=100, max_tokens=30_000, segment_tokens=2000), "en")
+    step = passage_step(recipe(dump, kind="wikipedia-dump", min_tokens=100, max_tokens=30_000, segment_tokens=2000), "en")
     work = tmp_path_factory.mktemp("real")
-    report = run_stage(stage, work)
-    return [passage_from_row(row) for row in rows_of(stage_folder(stage, work))], report
+    report = run_step(step, work, Processes(1), 1000)
+    return [passage_from_row(row) for row in rows_of(step_folder(step, work))], report
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.knowledge.records import jsonl_rows, parquet_rows, plain_sections, read_dataset, read_jsonl, read_parquet, read_text
+from pipeline.knowledge.records import plain_sections, read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import load_language
+from pipeline.rows.read import jsonl_rows, parquet_rows
 
 ENGLISH = load_language("en")
 

@@ -5,10 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline.pools.pool import pool_stage, prune_stage
 
-from pipeline.engine.step import rows_of, run_stage, stage_folder
+from pipeline.engine.parts import rows_of, step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_steps
 from pipeline.errors import InputError
+from pipeline.pools.prune import prune_step
+from pipeline.pools.steps import pool_steps
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import sample_from_row
 
@@ -24,15 +27,18 @@ def row(question, answer, **rest):
 
 @pytest.fixture
 def read(tmp_path):
-    """Rows through the pool stage: its samples, its drops and its report."""
+    """Rows through the two steps of a pool: the samples, the drops of both, and the account of both as one."""
 
     def read(rows, budget=None, **pool):
         path = tmp_path / "pool.jsonl"
         path.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
-        stage = pool_stage(recipe(path, budget or {"en": "all", "fr": "all", "zh": "all"}, **pool), "math")
-        report = run_stage(stage, tmp_path / "work")
-        folder = stage_folder(stage, tmp_path / "work")
-        return [sample_from_row(r) for r in rows_of(folder)], list(rows_of(folder, "dropped")), report
+        steps = pool_steps(recipe(path, budget or {"en": "all", "fr": "all", "zh": "all"}, **pool), "math")
+        reports = []
+        run_steps(steps, tmp_path / "work", Processes(1), on_report=reports.append, rows_per_part=2)
+        first, last = (step_folder(step, tmp_path / "work") for step in steps)
+        assert reports[0].rows_out == reports[1].rows_in
+        dropped = [row for folder in (first, last) for row in rows_of(folder, "dropped")]
+        return [sample_from_row(r) for r in rows_of(last)], dropped, reports[0]
 
     return read
 
@@ -99,9 +105,12 @@ def test_an_empty_pool_is_refused(read):
 
 def test_rows_come_from_parquet_too(tmp_path):
     pq.write_table(pa.table({"question": ["2 + 2?"], "answer": ["4"]}), tmp_path / "pool.parquet")
-    stage = pool_stage(recipe(tmp_path / "pool.parquet", {"en": "all"}), "math")
+    steps = pool_steps(recipe(tmp_path / "pool.parquet", {"en": "all"}), "math")
+    reports = []
 
-    assert run_stage(stage, tmp_path).rows_out == 1
+    run_steps(steps, tmp_path / "work", Processes(1), on_report=reports.append, rows_per_part=2)
+
+    assert [report.rows_out for report in reports] == [1, 1]
 
 
 def test_languages_without_a_budget_leave(read):
@@ -113,13 +122,12 @@ def test_languages_without_a_budget_leave(read):
     assert [(d["language"], d["reason"]) for d in dropped] == [("fr", "language_not_wanted"), ("de", "language_not_wanted")]
 
 
-def test_a_language_that_comes_to_be_wanted_makes_the_stage_anew(tmp_path):
-    (tmp_path / "pool.jsonl").write_text("{}")
-    folders = {
-        stage_folder(pool_stage(recipe(tmp_path / "pool.jsonl", {"en": 3, "fr": fr}), "math"), tmp_path) for fr in (0, 5, 7, "all")
-    }
+def test_a_language_that_comes_to_be_wanted_makes_the_check_run_again_and_not_the_reading(tmp_path):
+    (tmp_path / "pool.jsonl").write_text(json.dumps(row("2 + 2?", "4")))
+    both = [pool_steps(recipe(tmp_path / "pool.jsonl", {"en": 3, "fr": fr}), "math") for fr in (0, 5, 7, "all")]
+    run_steps(both[0], tmp_path, Processes(1), rows_per_part=2)
 
-    assert len(folders) == 2
+    assert [len({step_folder(steps[n], tmp_path) for steps in both}) for n in (0, 1)] == [1, 2]
 
 
 def test_a_translation_is_checked_against_its_english_row(read):
@@ -177,7 +185,7 @@ BUDGETS = st.dictionaries(st.sampled_from(["en", "fr"]), st.integers(0, 9) | st.
 @given(st.lists(st.sampled_from(["en", "fr"]), max_size=14), BUDGETS)
 def test_the_budget_of_each_language_is_kept_and_never_overrun(tmp_path_factory, sample, run_over, languages, budget):
     rows = [sample("2 + 2?", f"{n}", language=code, task="math", title=f"{n}") for n, code in enumerate(languages)]
-    outcome = run_over(lambda given_rows: prune_stage(recipe("pool.jsonl", budget), given_rows), rows)
+    outcome = run_over(lambda given_rows: prune_step(recipe("pool.jsonl", budget), given_rows), rows)
 
     for code in ("en", "fr"):
         there = languages.count(code)
@@ -189,7 +197,7 @@ def test_the_budget_of_each_language_is_kept_and_never_overrun(tmp_path_factory,
 
 def test_rows_of_a_task_without_a_pool_pass_the_budget(sample, run_over):
     rows = [sample("Why?", "Because.", task="chat_specific"), sample("2 + 2?", "4", task="math")]
-    outcome = run_over(lambda given_rows: prune_stage(recipe("pool.jsonl", {"en": 0}), given_rows), rows)
+    outcome = run_over(lambda given_rows: prune_step(recipe("pool.jsonl", {"en": 0}), given_rows), rows)
 
     assert [s.task for s in outcome.kept] == ["chat_specific"]
 
@@ -198,6 +206,6 @@ def test_which_rows_stay_within_the_budget_does_not_depend_on_their_order(sample
     rows = [sample("2 + 2?", f"{n}", task="math", title=f"{n}") for n in range(20)]
 
     def kept(order):
-        return {s.id for s in run_over(lambda given_rows: prune_stage(recipe("p.jsonl", {"en": 7}), given_rows), order).kept}
+        return {s.id for s in run_over(lambda given_rows: prune_step(recipe("p.jsonl", {"en": 7}), given_rows), order).kept}
 
     assert kept(rows) == kept(list(reversed(rows)))

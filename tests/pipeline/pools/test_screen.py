@@ -19,7 +19,7 @@ from pipeline.pools.screen import culture_bound
     ],
 )
 def test_what_is_bound_to_a_culture_is_named_by_its_criterion(sample, question, criterion):
-    assert culture_bound(sample(question, "An answer.")) == criterion
+    assert culture_bound(sample(question, "An answer.").messages) == criterion
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_what_is_bound_to_a_culture_is_named_by_its_criterion(sample, question, 
     ],
 )
 def test_what_is_said_everywhere_is_not(sample, question):
-    assert culture_bound(sample(question, "An answer.")) is None
+    assert culture_bound(sample(question, "An answer.").messages) is None
 
 
 def test_only_the_users_turns_are_looked_at(sample):
-    assert culture_bound(sample("Why is it so?", "As Newton wrote in London on Christmas.")) is None
+    assert culture_bound(sample("Why is it so?", "As Newton wrote in London on Christmas.").messages) is None
 
 
 def test_every_turn_of_the_user_is_looked_at(sample):
-    assert culture_bound(sample("Why is it so?", "So.", "And in Lima?", "There too.")) == "proper_name"
+    assert culture_bound(sample("Why is it so?", "So.", "And in Lima?", "There too.").messages) == "proper_name"

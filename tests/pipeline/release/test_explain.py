@@ -21,7 +21,7 @@ def test_a_kept_row_tells_its_source_what_the_stages_noted_and_where_it_stands(d
     assert story.startswith(f"{row['id']}  (fr, chat_specific)\n  source     glotloom sample knowledge (fr): title ")
     assert f"  made of    {row['parent_ids'][0]}, by reverse; group {row['group_id']}" in story
     assert "  reverse-fr: the answers are the sections " in story
-    assert "  kept by    rules, exact-duplicates, near-duplicates, decontaminate, prune" in story
+    assert "  kept by    rules, duplicates, decontaminate, prune" in story
     assert "  stands in  fr_chat_specific, split validation" in story
     assert "  user       " + " ".join(row["messages"][0]["content"].split())[:40] in story
 
@@ -29,7 +29,7 @@ def test_a_kept_row_tells_its_source_what_the_stages_noted_and_where_it_stands(d
 def test_a_dropped_row_tells_the_stage_the_reason_and_the_row_that_it_lost_to(dataset: DatasetFolder) -> None:
     [(row_id, partner)] = dataset.query("SELECT id, partner_id FROM dropped WHERE reason = 'near_duplicate'")
     story = explain(dataset, row_id)
-    assert "  dropped by near-duplicates: near_duplicate (Jaccard 0." in story
+    assert "  dropped by duplicates: near_duplicate (Jaccard 0." in story
     assert f"  because of {partner}" in story
     assert "stands in" not in story
     assert "stands in  en_math" in explain(dataset, partner)
@@ -46,7 +46,7 @@ def test_a_passage_and_its_page_tell_which_rows_they_gave(dataset: DatasetFolder
 
 def test_a_row_of_a_pool_tells_what_became_of_it_though_it_was_dropped(dataset: DatasetFolder) -> None:
     [(row_id, parents)] = dataset.query("SELECT id, parent_ids FROM dropped WHERE reason = 'exact_duplicate'")
-    assert f"    {row_id}  dropped by exact-duplicates: exact_duplicate" in explain(dataset, parents[0])
+    assert f"    {row_id}  dropped by duplicates: exact_duplicate" in explain(dataset, parents[0])
 
 
 def test_a_page_that_gave_nothing_tells_why(dataset: DatasetFolder) -> None:

@@ -82,7 +82,7 @@ def test_every_row_says_where_it_comes_from(small_dataset: Path) -> None:
 
 def test_what_came_in_is_what_was_used_and_what_left_with_its_reason(small_dataset: Path) -> None:
     reports = open_dataset(small_dataset).reports
-    assert [report.stage for report in reports][:3] == ["passages-fr", "pool-math", "reverse-fr"]
+    assert [report.stage for report in reports][:4] == ["passages-fr", "read-math", "pool-math", "reverse-fr"]
     for report in reports:
         assert report.rows_in == report.rows_used + sum(report.dropped.values()), report.stage
     assert reports[-1].rows_out == sum(len(rows) for rows in shards(small_dataset).values())

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import plan
-from pipeline.engine.step import rows_of, run_stage, stage_folder
+from pipeline.engine.parts import rows_of, step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_step, run_steps
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import passage_from_row
 
@@ -34,7 +36,7 @@ def pack():
 
 @pytest.fixture(scope="module")
 def knowledge(tmp_path_factory):
-    """Of each language the passages of the sample dump and the stage's report."""
+    """Of each language the passages of the sample dump and the step's report."""
     work = tmp_path_factory.mktemp("knowledge")
     table = {
         code: {
@@ -45,9 +47,9 @@ def knowledge(tmp_path_factory):
         }
         for code in LANGUAGES
     }
-    stages = plan(recipe(knowledge=table, dialogues={code: [{"mode": "reverse"}] for code in LANGUAGES}))[: len(LANGUAGES)]
-    reports = [run_stage(stage, work) for stage in stages]
-    passages = [[passage_from_row(row) for row in rows_of(stage_folder(stage, work))] for stage in stages]
+    steps = plan(recipe(knowledge=table, dialogues={code: [{"mode": "reverse"}] for code in LANGUAGES}))[: len(LANGUAGES)]
+    reports = [run_step(step, work, Processes(1), 1000) for step in steps]
+    passages = [[passage_from_row(row) for row in rows_of(step_folder(step, work))] for step in steps]
     return {code: (passages[n], reports[n]) for n, code in enumerate(LANGUAGES)}
 
 
@@ -121,11 +123,10 @@ def cleaned(tmp_path_factory):
     """Row ids with the reason for which each left, and the decisions about the rows that stayed."""
     work = tmp_path_factory.mktemp("pool")
     budget = {"en": "all", "zh": 7, "ru": 7, "fr": 7, "es": 7}
-    stages = plan(recipe(agnostic={t: {"path": f"sample:agnostic/{t}.jsonl", "budget": budget} for t in TASKS}))
-    for stage in stages:
-        run_stage(stage, work)
-    dropped = {row["source"]["title"]: row["reason"] for stage in stages for row in rows_of(stage_folder(stage, work), "dropped")}
-    return dropped, {row["source"]["title"]: row["decisions"] for row in rows_of(stage_folder(stages[-1], work))}
+    steps = plan(recipe(agnostic={t: {"path": f"sample:agnostic/{t}.jsonl", "budget": budget} for t in TASKS}))
+    run_steps(steps, work, Processes(1), rows_per_part=50)
+    dropped = {row["source"]["title"]: row["reason"] for step in steps for row in rows_of(step_folder(step, work), "dropped")}
+    return dropped, {row["source"]["title"]: row["decisions"] for row in rows_of(step_folder(steps[-1], work))}
 
 
 def test_the_pool_has_the_rows_that_its_readme_counts():

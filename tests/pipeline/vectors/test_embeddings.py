@@ -31,8 +31,8 @@ def embedded(monkeypatch) -> list[str]:
     return asked
 
 
-def embed(texts, cache: Path, workers: int = 1) -> np.ndarray:
-    with Embedder(workers, cache) as embedder:
+def embed(texts, cache: Path) -> np.ndarray:
+    with Embedder(cache=cache) as embedder:
         return np.concatenate([*embedder.embed(texts), np.empty((0, DIMENSIONS), np.float16)])
 
 
@@ -48,6 +48,21 @@ def test_vectors_come_in_the_order_of_the_texts_however_often_one_stands_there(t
 
     assert vectors[:, 0].tolist() == [len(text) for text in texts]
     assert sorted(embedded) == sorted(set(texts))
+
+
+def test_a_spread_is_given_the_texts_in_small_tasks_and_what_it_gives_is_used_in_their_order(tmp_path, embedded):
+    tasks = []
+
+    def spread(function, items):
+        waiting = list(items)
+        tasks.extend(waiting)
+        return iter([function(item) for item in waiting])
+
+    with Embedder(spread, tmp_path) as embedder:
+        found = np.concatenate(list(embedder.embed("a" * n for n in range(1, 100))))
+
+    assert found[:, 0].tolist() == list(range(1, 100))
+    assert max(map(len, tasks)) <= 32 and len(tasks) > 3
 
 
 def test_what_was_embedded_is_not_embedded_again(tmp_path, embedded):
@@ -148,7 +163,7 @@ def test_a_cache_that_is_no_folder_is_told(tmp_path, embedded):
 
 
 def test_two_runs_may_use_one_cache_at_once(tmp_path, embedded):
-    with Embedder(1, tmp_path) as one, Embedder(1, tmp_path) as other:
+    with Embedder(cache=tmp_path) as one, Embedder(cache=tmp_path) as other:
         assert next(one.embed(["a"]))[0, 0] == next(other.embed(["a"]))[0, 0] == 1
         assert next(other.embed(["bb"]))[0, 0] == next(one.embed(["bb"]))[0, 0] == 2
 
