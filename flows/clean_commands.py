@@ -16,7 +16,7 @@ _WORKERS = click.option(
     default=len(os.sched_getaffinity(0)),
     show_default="one a core",
     type=click.IntRange(min=1),
-    help="Processes at work. The result is the same for any number.",
+    help="How many work at once. The result is the same for any number.",
 )
 
 
@@ -38,8 +38,11 @@ _WORKERS = click.option(
     help="Which of several duplicates stays: `longest`, `first` by id, or by a column: `highest:COLUMN`, `lowest:COLUMN`.",
 )
 @click.option("--containment", is_flag=True, help="Stricter: the shorter text's share of shingles in the other counts.")
+@_WORKERS
 @plain_errors
-def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str, containment: bool) -> None:
+def dedup(
+    rows: Path, column: str, out: Path, against: Path | None, threshold: float, keep: str, containment: bool, workers: int
+) -> None:
     """Take the duplicates out of IN, a Parquet file or a folder of them.
 
     OUT gets the rows that stay, with all their columns, and OUT.dropped.parquet (of rows.parquet: rows.dropped.parquet) id, reason,
@@ -60,7 +63,15 @@ def dedup(rows: Path, column: str, out: Path, against: Path | None, threshold: f
 
     with ProgressBar() as progress:
         done = run_dedup(
-            rows, column, out, threshold=threshold, against=against, keep=keep, containment=containment, progress=progress
+            rows,
+            column,
+            out,
+            threshold=threshold,
+            against=against,
+            keep=keep,
+            containment=containment,
+            workers=workers,
+            progress=progress,
         )
     click.echo(f"{out}: {done.kept:,} of {done.rows_in:,} rows; {done.exact:,} exact and {done.near:,} near-duplicates left")
     if done.not_compared:

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pipeline.errors import InputError
-from pipeline.rows.sample import content_hash
 
 Item = TypeVar("Item")
 
@@ -107,6 +106,12 @@ def file_hash(path: Path, work: Path) -> str:
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_text(cache, digest)
     return digest
+
+
+def content_hash(*parts: object, digits: int = 20) -> str:
+    """The first `digits` hex digits (4 bits each) of the SHA-256 of the parts as canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 class Spool(Generic[Item]):

@@ -16,7 +16,7 @@ from pipeline.clean.parallel import Groups, parallel_groups
 from pipeline.clean.shingles import I64
 from pipeline.engine.step import Context, Decisions, Progress, Spread, here, silent
 from pipeline.errors import InputError
-from pipeline.rows.sample import content_hash
+from pipeline.files import content_hash
 from pipeline.rows.tables import TextTable, append_to_lists
 from pipeline.text.facts import Facts, facts
 from pipeline.vectors.embeddings import DIMENSIONS, LANGUAGES, Embedder, Vectors

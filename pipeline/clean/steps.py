@@ -13,9 +13,10 @@ from pipeline.clean.own_rules import own_rules
 from pipeline.clean.rules import decide_by_rules
 from pipeline.clean.shingles import SHINGLE, SLOTS, Bands
 from pipeline.engine.step import Decide, Step
+from pipeline.files import content_hash
 from pipeline.languages import load_language
 from pipeline.recipe import Recipe
-from pipeline.rows.sample import SAMPLE_SCHEMA, content_hash
+from pipeline.rows.sample import SAMPLE_SCHEMA
 from pipeline.text.identify import BACKEND
 from pipeline.vectors.embeddings import MAX_TOKENS, check_installed, model_name
 

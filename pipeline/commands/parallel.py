@@ -18,8 +18,7 @@ from pipeline.clean.shingles import I64
 from pipeline.engine.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError, some_of
-from pipeline.files import AtomicFile
-from pipeline.rows.sample import content_hash
+from pipeline.files import AtomicFile, content_hash
 from pipeline.rows.tables import ID, check_out, open_table, working_folder
 from pipeline.text.identify import UNDETERMINED
 from pipeline.vectors.embeddings import LANGUAGES, check_languages

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Literal, Protocol
 
+from pipeline.files import content_hash
 from pipeline.languages import Language
-from pipeline.rows.sample import Message, Passage, content_hash
+from pipeline.rows.sample import Message, Passage
 
 Kind = Literal["question", "depth", "width"]
 """The first question, or a follow-up that digs into the dialogue or broadens it (UltraLink)."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pipeline.dialogues.evidence import Evidence
 from pipeline.dialogues.gates import IsLanguage, answer_misses_question, question_fault
 from pipeline.dialogues.prompts import TemplatePrompts, fill, unquoted
+from pipeline.files import content_hash
 from pipeline.languages import Language
-from pipeline.rows.sample import Message, Passage, Section, content_hash
+from pipeline.rows.sample import Message, Passage, Section
 from pipeline.teacher import TeacherClient
 from pipeline.text.tokens import estimate_tokens
 

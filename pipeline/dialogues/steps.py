@@ -20,20 +20,10 @@ from pipeline.dialogues.grounded import Dialogue, grounded_dialogues
 from pipeline.dialogues.reverse import ReverseDialogue, reverse_dialogues, with_written_instructions
 from pipeline.dialogues.small_teacher import SmallTeacherPrompts
 from pipeline.engine.step import Context, Make, Raw, Step
-from pipeline.files import Spool, file_hash
+from pipeline.files import Spool, content_hash, file_hash
 from pipeline.languages import Language, load_language
 from pipeline.recipe import Dialogues, Recipe, Teacher
-from pipeline.rows.sample import (
-    SAMPLE_SCHEMA,
-    Decision,
-    Dropped,
-    Message,
-    Passage,
-    Sample,
-    content_hash,
-    passage_from_row,
-    sample_id,
-)
+from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, Dropped, Message, Passage, Sample, passage_from_row, sample_id
 from pipeline.teacher import TeacherClient, TeacherError, model_name, shared_teacher
 from pipeline.teacher.batch import Refused, in_order
 from pipeline.text.identify import BACKEND, other_language

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.step import Outcome, Raw, Step, StepReport
-from pipeline.files import file_hash, write_json
-from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, content_hash, rows_to_table
+from pipeline.files import content_hash, file_hash, write_json
+from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, rows_to_table
 
 MANIFEST = "manifest.json"
 _ROWS_PER_GROUP = 10_000

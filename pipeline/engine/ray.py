@@ -33,7 +33,7 @@ class Ray:
             raise InputError("the executor ray needs Ray, which is not installed: pip install 'glotloom[ray]'")
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         try:
             self._connection = ray.init(
                 address=address,

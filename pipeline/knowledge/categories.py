@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.rows.sample import content_hash
+from pipeline.files import content_hash
 
 
 class CategoryLinks:

@@ -14,14 +14,14 @@ from typing import Any
 import opencc
 
 from pipeline.engine.step import Context, Make, Raw, Step, StepReport, here
-from pipeline.files import Spool
+from pipeline.files import Spool, content_hash
 from pipeline.knowledge.document import Document
 from pipeline.knowledge.dump import read_dump
 from pipeline.knowledge.multistream import DrawnPages, index_of
 from pipeline.knowledge.records import read_dataset, read_jsonl, read_parquet, read_text
 from pipeline.languages import Language, load_language
 from pipeline.recipe import Knowledge, Recipe
-from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section, content_hash
+from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section
 from pipeline.text.identify import BACKEND, other_language
 from pipeline.text.tokens import estimate_tokens, token_counter, tokenizer_file
 

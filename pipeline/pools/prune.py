@@ -7,8 +7,9 @@ from collections import Counter
 from typing import Any
 
 from pipeline.engine.step import Context, Decide, Decisions, Drop, Step
+from pipeline.files import content_hash
 from pipeline.recipe import Recipe
-from pipeline.rows.sample import SAMPLE_SCHEMA, content_hash
+from pipeline.rows.sample import SAMPLE_SCHEMA
 from pipeline.rows.tables import TextTable
 
 Budgets = dict[str, dict[str, Any]]

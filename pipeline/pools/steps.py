@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.engine.step import Context, Decide, Make, Step, StepReport
+from pipeline.files import content_hash
 from pipeline.pools.layouts import PAIRS, messages_of
 from pipeline.pools.screen import culture_bound
 from pipeline.pools.translations import decide_translations
 from pipeline.recipe import Agnostic, Recipe
 from pipeline.rows.read import NumberedRow, slices
-from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, Dropped, Sample, Source, content_hash, sample_id
+from pipeline.rows.sample import SAMPLE_SCHEMA, Decision, Dropped, Sample, Source, sample_id
 
 
 def pool_steps(recipe: Recipe, task: str) -> tuple[Step, Step]:

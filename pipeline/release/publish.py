@@ -17,12 +17,12 @@ from pipeline.engine.executors import Executor
 from pipeline.engine.parts import MANIFEST, parts, read_report
 from pipeline.engine.step import Spread, StepReport
 from pipeline.errors import InputError, WorkError
-from pipeline.files import write_json, write_text
+from pipeline.files import content_hash, write_json, write_text
 from pipeline.recipe import Recipe, recipe_to_json
 from pipeline.release.card import card
 from pipeline.release.folder import FORMAT, SPLITS, open_dataset
 from pipeline.release.splits import validation_groups
-from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, content_hash
+from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
 from pipeline.rows.shards import Shard, numbered, write_shards
 
 WORK_FOLDER = ".stages"

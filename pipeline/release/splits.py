@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pipeline.rows.sample import content_hash
+from pipeline.files import content_hash
 
 VALIDATION_SHARE = 0.05
 

@@ -59,7 +59,7 @@ class Rows:
 
     def size(self) -> int:
         """Bytes on the disk, were all rows of the file alike."""
-        return self.path.stat().st_size * self.count // max(1, pq.read_metadata(self.path).num_rows)
+        return self.path.stat().st_size * self.count // max(1, int(pq.read_metadata(self.path).num_rows))
 
     def rows(self) -> Iterator[NumberedRow]:
         """Numbers, from 0, and rows; InputError names the file and the column that it lacks."""

@@ -6,8 +6,6 @@ on any machine, has the same id.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -15,15 +13,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from pipeline.files import content_hash
+
 Task = Literal["chat_specific", "chat_agnostic", "math", "code"]
 TASKS: tuple[str, ...] = get_args(Task)
 """UltraLink's four tasks; the last three are language-agnostic."""
-
-
-def content_hash(*parts: object, digits: int = 20) -> str:
-    """The first `digits` hex digits (4 bits each) of the SHA-256 of the parts as canonical JSON."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 @dataclass(frozen=True, kw_only=True)

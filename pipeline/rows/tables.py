@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, WorkError
-from pipeline.files import LOCK_FILE, AtomicFile, WorkLock
-from pipeline.rows.sample import content_hash
+from pipeline.files import LOCK_FILE, AtomicFile, WorkLock, content_hash
 
 I64 = npt.NDArray[np.int64]
 ID = "id"
