@@ -9,8 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline import build, load_recipe
-from pipeline.release import explain
+from pipeline import build, explain, load_recipe
 
 RULES = '''
 import re
