@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean import dedup as module
+from pipeline.commands import dedup as module
 from pipeline.commands.dedup import dedup
 from pipeline.errors import InputError, WorkError
 from pipeline.rows import tables

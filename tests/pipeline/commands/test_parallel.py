@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.clean import parallel_table
+from pipeline.commands import parallel as module
 from pipeline.commands.parallel import ParallelReport, parallel
 from pipeline.errors import InputError, WorkError
 from pipeline.rows.tables import text_of
@@ -69,7 +69,7 @@ def said(path: Path, languages: list[str], meanings: list[str] = MEANINGS, **col
 
 def groups_of(out: Path) -> set[frozenset[str]]:
     table = pq.read_table(out)
-    assert table.schema == parallel_table.SCHEMA
+    assert table.schema == module.SCHEMA
     assert table.column("id").to_pylist() == sorted(table.column("id").to_pylist())
     found: dict[str, set[str]] = {}
     for row in table.to_pylist():
@@ -392,7 +392,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, run, monkeypatc
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
-    monkeypatch.setattr(parallel_table.pq, "write_table", full)
+    monkeypatch.setattr(module.pq, "write_table", full)
     with pytest.raises(WorkError, match="No space left on device"):
         run(rows)
     assert (tmp_path / "out.parquet").read_bytes() == b"of yesterday"
@@ -410,7 +410,7 @@ def test_a_disk_too_small_for_the_vectors_is_told_before_anything_is_embedded(tm
 
 def test_a_second_run_with_the_same_out_is_told(tmp_path, run):
     rows = said(tmp_path / "in.parquet", ["en", "fr"])
-    with parallel_table.working_folder(tmp_path / "out.parquet"), pytest.raises(InputError, match="another run is writing it"):
+    with module.working_folder(tmp_path / "out.parquet"), pytest.raises(InputError, match="another run is writing it"):
         run(rows)
 
 
