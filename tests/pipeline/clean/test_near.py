@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.near import all_band_keys, joined_messages, near_duplicate_stage, near_duplicates
+from pipeline.clean.exact import normalise
+from pipeline.clean.near import near_duplicates
 from pipeline.clean.shingles import Bands, band_keys, code_points, padded, set_sizes, similarity
+from pipeline.clean.steps import duplicates_step
+from pipeline.recipe import parse_recipe
+from pipeline.rows.tables import joined_messages
 
 TEXT = st.text(st.sampled_from("abcdeé字жю𝒳 "), max_size=30)
 SURE = Bands(count=32, rows=4)  # finds all but one in ten million pairs of .8
@@ -56,8 +60,23 @@ def find(texts: list[str | None], tmp_path: Path, rank: list[int] | None = None,
 
 def find_in(arrays: list[pa.Array], tmp_path: Path, rank: list[int] | None = None, bands: Bands | None = None):
     total = sum(map(len, arrays))
-    keys = all_band_keys(lambda: arrays, total, bands or Bands.at(0.8))
+    bands = bands or Bands.at(0.8)
+    none = np.empty((bands.count, 0), dtype=np.uint32)
+    keys = list(np.concatenate([none, *(band_keys(*code_points(array), bands) for array in arrays)], axis=1))
     return near_duplicates(lambda: arrays, keys, np.array(rank or range(total), np.int64), 0.8, tmp_path)
+
+
+def duplicates(threshold: float):
+    """Builds the step on another one."""
+    recipe = parse_recipe(
+        {
+            "name": "p",
+            "languages": ["en"],
+            "agnostic": {"math": {"path": "p.jsonl", "budget": {"en": "all"}}},
+            "clean": {"near_duplicate_threshold": threshold},
+        }
+    )
+    return lambda given_rows: duplicates_step(recipe, given_rows)
 
 
 def sets_of(texts: list[str]):
@@ -263,28 +282,31 @@ def test_turns_are_joined_without_their_roles():
 def test_a_row_leaves_only_for_one_that_stays_and_like_enough(sample, run_over):
     rows = [sample(text, title=f"{number}") for number, text in enumerate(variants(3, 80))]
 
-    outcome = run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), rows)
+    outcome = run_over(duplicates(0.8), rows)
 
     kept = {row.id: row for row in outcome.kept}
     assert outcome.dropped
     for row in outcome.dropped:
-        partner = kept[row["partner_id"]].messages[0].content
-        likeness = naive_jaccard(partner, row["messages"][0]["content"])
+        partner, own = kept[row["partner_id"]].messages[0].content, row["messages"][0]["content"]
+        likeness = naive_jaccard(partner, own)
         assert likeness >= 0.8
-        assert row["detail"] == f"Jaccard {likeness:.3f}"
+        equal = normalise(partner, "zh") == normalise(own, "zh")
+        expected = ("exact_duplicate", "") if equal else ("near_duplicate", f"Jaccard {likeness:.3f}")
+        assert (row["reason"], row["detail"]) == expected
+    assert {row["reason"] for row in outcome.dropped} == {"exact_duplicate", "near_duplicate"}
 
 
 @pytest.mark.parametrize("texts", [["字"], ["字", "词"], ["a", "b", "ab"], ["", "a"], ["日本", "日木"], ["👍", "👎"]])
 def test_a_short_or_unspaced_row_never_vanishes(sample, run_over, texts):
     rows = [sample(text, title=f"{number}") for number, text in enumerate(texts)]
 
-    assert len(run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), rows).kept) == len(texts)
+    assert len(run_over(duplicates(0.8), rows).kept) == len(texts)
 
 
 def test_rows_of_one_template_with_different_content_stay(sample, run_over):
     rows = [sample(f"What is the capital of {name}?", f"It is {city}.") for name, city in (("Peru", "Lima"), ("Mali", "Bamako"))]
 
-    assert len(run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), rows).kept) == 2
+    assert len(run_over(duplicates(0.8), rows).kept) == 2
 
 
 def test_a_chain_of_small_changes_does_not_pull_its_ends_together(sample, run_over):
@@ -292,7 +314,7 @@ def test_a_chain_of_small_changes_does_not_pull_its_ends_together(sample, run_ov
     chain = [("z" * (12 * n)) + long[12 * n :] for n in range(12)]
     rows = [sample(text, title=f"{number}") for number, text in enumerate(chain)]
 
-    outcome = run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), rows)
+    outcome = run_over(duplicates(0.8), rows)
 
     assert [int(row.source.title) for row in outcome.kept] == naive_star(chain, 0.8)
     assert 1 < len(outcome.kept) < len(chain)
@@ -304,8 +326,8 @@ def test_case_and_role_do_not_matter(sample, run_over):
         sample("Why is the sky blue at noon?\nit scatters light."),
     ]
 
-    assert len(run_over(lambda given_rows: near_duplicate_stage(given_rows, 1.0), rows).kept) == 1
+    assert len(run_over(duplicates(1.0), rows).kept) == 1
 
 
 def test_no_row_is_no_problem(run_over):
-    assert run_over(lambda given_rows: near_duplicate_stage(given_rows, 0.8), []).report.rows_in == 0
+    assert run_over(duplicates(0.8), []).report.rows_in == 0

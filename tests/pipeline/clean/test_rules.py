@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.clean.rules import row_rules, rules_stage
+from pipeline.clean.rules import row_rules
+from pipeline.clean.steps import rules_step
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import Message
 
@@ -122,10 +123,10 @@ def test_a_short_refrain_is_no_loop(sample):
     assert fault(sample("How?", "It is 2. It is 2. It is 2. " + GOOD)) is None
 
 
-def test_the_stage_keeps_what_is_good_and_says_why_the_rest_left(sample, run_over):
+def test_the_step_keeps_what_is_good_and_says_why_the_rest_left(sample, run_over):
     rows = [sample("How is it done?", GOOD, title="good"), sample("How is it done?", "", title="empty")]
 
-    outcome = run_over(lambda given: rules_stage(RECIPE, (given,)), rows)
+    outcome = run_over(lambda given: rules_step(RECIPE, (given,)), rows)
 
     assert [row.source.title for row in outcome.kept] == ["good"]
     assert outcome.kept[0].decisions[-1].stage == "rules"
