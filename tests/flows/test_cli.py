@@ -31,7 +31,7 @@ def test_build_says_what_it_made_and_is_quiet_in_a_log(small_toml: Path, tmp_pat
     assert done.stdout.splitlines()[0].startswith(f"{out}: ")
     assert done.stdout.splitlines()[-1] == f"look at {out / 'report.html'}"
     lines = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in lines][:3] == ["passages-fr", "read-math", "reverse-fr"]
+    assert [line.split(":")[0] for line in lines][:4] == ["passages-fr", "read-math", "pool-math", "reverse-fr"]
     assert all(" in, " in line and " left" in line and "\r" not in line for line in lines)  # a line a stage, no bar
 
 
