@@ -22,6 +22,17 @@ SPLIT_WORDS = {  # of a file's name; `latest`, `testament` and `devanagari` are 
 }
 
 
+Message = dict[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One dialogue of the dataset."""
@@ -29,7 +40,7 @@ class Row:
     id: str
     language: str
     task: str
-    messages: list[dict[str, str]]
+    messages: list[Message]
 
     @property
     def stratum(self) -> str:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from malora.data import Row
-from malora.errors import InputError
+from malora.controls import Controls
+from malora.data import Dropped, Row
+from malora.render import Span, apply_template, places_of_row_text, question_of, render
 
-Span = tuple[int, int]
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # the ids, and which are learned: (length,) each
 
-# For a tokenizer that brings no chat template of its own.
-DEFAULT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-    "{{ (eos_token or '') + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
+UNTOLD_CONTROLS = "it writes control tokens, and the chat template or the tokenizer lets them not be told from its own"
 
 
 @dataclass(frozen=True)
@@ -46,86 +42,94 @@ class Encoded:
     rows: list[EncodedRow]
     truncated: int  # rows cut at max_tokens, those without labels among them
     without_labels: list[str]  # ids of rows of which no answer token is left
+    dropped: list[Dropped]  # rows that cannot be encoded safely
 
 
 def encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Encoded:
-    """Tokenises and cuts each row after ``max_tokens`` tokens; a row without a learned token is named, not used."""
+    """Tokenises and cuts each row after ``max_tokens`` tokens; a row without a learned token is named, not used.
+
+    The text of a row stays text: what it writes like a control token is encoded as any other text.
+    """
     kept: list[EncodedRow] = []
     without: list[str] = []
+    dropped: list[Dropped] = []
     truncated = 0
+    controls = Controls(tokenizer)
     for chunk in _chunks(rows, 256):
-        rendered = [render(row, tokenizer) for row in chunk]
-        for row, (all_tokens, all_learned) in zip(chunk, tokenise(rendered, tokenizer), strict=True):
+        for row, tokenised in zip(chunk, _encode_chunk(chunk, tokenizer, controls), strict=True):
+            if tokenised is None:
+                dropped.append(Dropped(row.id, UNTOLD_CONTROLS))
+                continue
+            all_tokens, all_learned = tokenised
             truncated += len(all_tokens) > max_tokens
             tokens, learned = all_tokens[:max_tokens], all_learned[:max_tokens]
             if learned[1:].any():  # nothing predicts the first token
                 kept.append(EncodedRow(row.id, row.language, row.task, tokens, learned))
             else:
                 without.append(row.id)
-    return Encoded(kept, truncated, without)
+    return Encoded(kept, truncated, without, dropped)
 
 
-def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
-    """The dialogue as the model reads it, and the character spans that the assistant wrote.
+def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """The tokens of the dialogue up to its first answer, opened for it; None where control tokens cannot be told."""
+    messages = question_of(row)
+    text = apply_template(row, messages, tokenizer, opened=True)
+    controls = Controls(tokenizer)
+    if controls.may_be_in(messages):
+        places = places_of_row_text(row, messages, text, tokenizer, opened=True)
+        if places is not None:
+            encoded = controls.encode(text, [place for _, place in places], ())
+            return None if encoded is None else encoded[0]
+        if controls.named_in(messages):
+            return None
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
-    A template's ``{% generation %}`` marks are not needed: an answer is what the text up to and with it has more than
-    the text before it with the opening of an answer (``add_generation_prompt``). This holds for any template whose text
-    only grows with the dialogue; one that rewrites earlier turns is refused.
-    """
-    text = _apply(row, row.messages, tokenizer)
-    spans: list[Span] = []
-    for index, turn in enumerate(row.messages):
-        if turn["role"] != "assistant" or not turn["content"].strip():
+
+def _encode_chunk(rows: list[Row], tokenizer: PreTrainedTokenizerBase, controls: Controls) -> list[Tokens | None]:
+    """Each row's tokens and learned marks; None for a row whose control tokens cannot be told from the template's."""
+    rendered = [render(row, tokenizer) for row in rows]
+    result: list[Tokens | None] = [None] * len(rows)
+    whole: list[int] = []
+    for number, (row, (text, spans)) in enumerate(zip(rows, rendered, strict=True)):
+        places = None
+        if controls.may_be_in(row.messages):
+            places = places_of_row_text(row, row.messages, text, tokenizer)
+            if places is None and controls.named_in(row.messages):
+                continue
+        if places is None:
+            whole.append(number)
             continue
-        after = _apply(row, row.messages[: index + 1], tokenizer)
-        if index:
-            before = _apply(row, row.messages[:index], tokenizer, opened=True)
-        else:  # nothing stands before it but what the template puts there
-            before = after[: max(0, after.find(turn["content"].strip()))]
-        if not (text.startswith(after) and after.startswith(before)):
-            raise InputError(
-                f"row {row.id}: the chat template of {tokenizer.name_or_path} rewrites earlier turns, so answers "
-                "cannot be told from questions; give the tokenizer a template that only appends"
-            )
-        spans.append((len(before), len(after.rstrip())))
-    return text, spans
+        encoded = controls.encode(text, [place for _, place in places], [edge for span in spans for edge in span])
+        if encoded is not None:
+            result[number] = _mark(*encoded, spans)
+    for number, tokens in zip(whole, tokenise([rendered[number] for number in whole], tokenizer), strict=True):
+        result[number] = tokens
+    return result
 
 
-def _apply(row: Row, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False) -> str:
-    template = None if tokenizer.chat_template else DEFAULT_TEMPLATE
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=opened)
-    except TemplateError as error:
-        raise InputError(f"row {row.id}: the chat template of {tokenizer.name_or_path} refuses it: {error}") from None
-    return str(text)
-
-
-def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The dialogue up to its first answer, opened for that answer."""
-    first = next(i for i, turn in enumerate(row.messages) if turn["role"] == "assistant")
-    return _apply(row, row.messages[:first], tokenizer, opened=True)
-
-
-def tokenise(
-    rendered: list[tuple[str, list[Span]]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+def tokenise(rendered: list[tuple[str, list[Span]]], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
     """Tokens and their learned marks. A token is learned when it begins inside an assistant's span."""
+    if not rendered:
+        return
     if not tokenizer.is_fast:
         for text, spans in rendered:
             yield _tokenise_by_pieces(text, spans, tokenizer)
         return
     batch: Any = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
     for ids, offsets, (_, spans) in zip(batch["input_ids"], batch["offset_mapping"], rendered, strict=True):
-        begins = np.array([begin for begin, _ in offsets], dtype=np.int64)
-        learned = np.zeros(len(ids), dtype=np.bool_)
-        for begin, end in spans:
-            learned |= (begins >= begin) & (begins < end)
-        yield np.array(ids, dtype=np.int32), learned
+        yield _mark(ids, [begin for begin, _ in offsets], spans)
 
 
-def _tokenise_by_pieces(
-    text: str, spans: list[Span], tokenizer: PreTrainedTokenizerBase
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def _mark(ids: Sequence[int], characters: Sequence[int], spans: list[Span]) -> Tokens:
+    """``characters``: the one that each token begins at."""
+    begins = np.array(characters, dtype=np.int64)
+    learned = np.zeros(len(ids), dtype=np.bool_)
+    for begin, end in spans:
+        learned |= (begins >= begin) & (begins < end)
+    return np.array(ids, dtype=np.int32), learned
+
+
+def _tokenise_by_pieces(text: str, spans: list[Span], tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """For tokenizers that cannot tell offsets: the text is cut at the spans, as a prompt is cut at inference."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     tokens: list[int] = []

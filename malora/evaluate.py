@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from malora.balance import RoutingStatistics
 from malora.data import Row
-from malora.encode import EncodedRow, prompt_text
+from malora.encode import EncodedRow
 from malora.model import measuring
 from malora.trainer import IGNORED, answer_logits, can_slice, collate
 
@@ -65,8 +65,8 @@ def _row_losses(model: Any, batch: dict[str, Tensor], sliced: bool) -> Tensor:
     return torch.stack([part.sum() for part in torch.split(losses, counts.tolist())])
 
 
-def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int) -> list[str]:
-    """The model's greedy continuation of each prompt, at most ``tokens`` tokens."""
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], tokens: int) -> list[str]:
+    """The model's greedy continuation of each prompt (its tokens), at most ``tokens`` tokens."""
     answers = []
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=tokens,
@@ -76,8 +76,7 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[s
     )
     with measuring(model):
         for prompt in prompts:
-            inputs: Any = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-            ids = inputs["input_ids"].to(model.device)  # (1, length)
+            ids = torch.tensor([list(prompt)], device=model.device)  # (1, length)
             mask = torch.ones_like(ids)
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
             answers.append(str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip())
@@ -94,7 +93,3 @@ def pick_examples(rows: Sequence[Row], count: int = 2) -> list[Row]:
         # the last task by name first: what is computed (math, code) can be told right from wrong at a glance
         chosen.append(max(own, key=lambda row: (row.task not in shown, row.task)))
     return (chosen + [row for row in asked if row not in chosen])[:count]
-
-
-def prompts_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [prompt_text(row, tokenizer) for row in rows]

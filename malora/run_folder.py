@@ -14,7 +14,7 @@ from filelock import FileLock
 from malora.errors import InputError
 
 FORMAT = 2  # of training.json; also part of the fingerprint
-CODE_VERSION = 2  # of malora: raise it when the same inputs give other bytes
+CODE_VERSION = 3  # of malora: raise it when the same inputs give other bytes
 LIBRARIES = ("torch", "transformers", "peft")  # their versions decide the bytes, too
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 REPORT = "training.json"

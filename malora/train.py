@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from malora.base_model import identify_base, load_base
 from malora.data import Source, find_files
-from malora.encode import Encoded, EncodedRow, encode
+from malora.encode import Encoded, EncodedRow, encode, encode_prompt
 from malora.errors import InputError
-from malora.evaluate import evaluate, generate, pick_examples, prompts_of
+from malora.evaluate import evaluate, generate, pick_examples
 from malora.parameters import parameter_report
 from malora.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
 from malora.schedule import group_by_length, schedule
@@ -241,10 +241,11 @@ class _Run:
             return []
         rows = pick_examples(list(islice(self.source.rows("validation"), 4096)))
         rows = rows or pick_examples(list(islice(self.source.rows("train"), 4096)))
-        answers = generate(model, tokenizer, prompts_of(rows, tokenizer), tokens)
+        asked = [(row, prompt) for row in rows if (prompt := encode_prompt(row, tokenizer)) is not None]
+        answers = generate(model, tokenizer, [prompt for _, prompt in asked], tokens)
         return [
             {"language": row.language, "task": row.task, "prompt": _question(row.messages), "before": answer}
-            for row, answer in zip(rows, answers, strict=True)
+            for (row, _), answer in zip(asked, answers, strict=True)
         ]
 
     def _train(self, model: Any) -> list[dict[str, float]]:

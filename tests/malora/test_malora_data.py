@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from malora import InputError
 from malora.data import Row, find_files, split_of
-from malora.encode import encode, render
+from malora.encode import encode
+from malora.render import render
 from malora.schedule import group_by_length, schedule, shares
 
 GENERATION_MARKS = (
