@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malora.errors import InputError
+
+_log = logging.getLogger("malora")
 
 ROLES = ("system", "user", "assistant")
 SPLITS = ("train", "validation")
@@ -60,9 +63,16 @@ class Source:
     def files(self, split: str) -> tuple[Path, ...]:
         return self.train if split == "train" else self.validation
 
-    def rows(self, split: str) -> Iterator[Row]:
+    def rows(self, split: str, dropped: list[Dropped] | None = None) -> Iterator[Row]:
+        """The rows that can be used; ``dropped`` gets the others (without it, they are logged as warnings)."""
         for file in self.files(split):
-            yield from read_rows(file)
+            for row in read_rows(file):
+                if isinstance(row, Row):
+                    yield row
+                elif dropped is not None:
+                    dropped.append(row)
+                else:
+                    _log.warning("row %s: %s; dropped", row.id, row.reason)
 
     def fingerprint(self) -> str:
         """Of the files' names and bytes: another byte, another training."""
@@ -110,16 +120,43 @@ def split_of(name: str) -> str:
     return next((split for split, known in SPLIT_WORDS.items() if words & set(known)), "train")
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of one Parquet file; ``id`` may be missing (then it is the file's name and the row's number)."""
+def read_rows(file: Path) -> Iterator[Row | Dropped]:
+    """The rows of one Parquet file; ``id`` may be missing (then it is the file's name and the row's number).
+
+    A row without messages, or whose text is not UTF-8, is dropped. Raises InputError once a file has no other rows.
+    """
     with _open(file) as parquet:
         columns = [name for name in ("id", "language", "task", "messages") if name in parquet.schema_arrow.names]
-        number = 0
+        number = used = 0
+        first: Dropped | None = None
         batches = parquet.iter_batches(batch_size=1024, columns=columns)
         while (batch := _next(file, batches)) is not None:
-            for values in batch.to_pylist():
-                yield _row(file, number, values)
+            for values in _values(batch):
+                row = _row(file, number, values)
+                yield row
                 number += 1
+                used += isinstance(row, Row)
+                first = first or (row if isinstance(row, Dropped) else None)
+    if first is not None and not used:
+        raise InputError(f"{file}: none of its {number:,} rows can be used; the first, {first.id}: {first.reason}")
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Row by row; a value that is not UTF-8 is a UnicodeDecodeError in its place."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for number in range(len(batch)):
+        yield {name: _value(column[number]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _next(file: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
@@ -154,13 +191,18 @@ def _check_messages_type(file: Path, kind: Any) -> None:
         raise InputError(f"{file}: column 'messages' is {kind}; expected list<struct<role, content>>")
 
 
-def _row(file: Path, number: int, values: dict[str, Any]) -> Row:
-    name = values.get("id") or f"{file.name}:{number}"
+def _row(file: Path, number: int, values: dict[str, Any]) -> Row | Dropped:
+    undecoded = [column for column, value in values.items() if isinstance(value, UnicodeDecodeError)]
+    name = str(("id" not in undecoded and values.get("id")) or f"{file.name}:{number}")
+    if undecoded:
+        return Dropped(name, f"{undecoded[0]} is not UTF-8 ({values[undecoded[0]]})")
     for column in ("language", "task"):
         if not isinstance(values[column], str) or not values[column]:
             raise InputError(f"{file}: row {name}: {column} = {values[column]!r}; expected a word")
-    messages = [{"role": turn["role"], "content": turn["content"]} if turn else {} for turn in values["messages"] or []]
+    if not values["messages"]:
+        return Dropped(name, "messages is null" if values["messages"] is None else "messages is empty")
+    messages = [{"role": turn["role"], "content": turn["content"]} if turn else {} for turn in values["messages"]]
     for turn in messages:
         if turn.get("role") not in ROLES or not isinstance(turn["content"], str):
             raise InputError(f"{file}: row {name}: a turn with role {turn.get('role')!r}; expected {', '.join(ROLES)} and a text")
-    return Row(id=str(name), language=values["language"], task=values["task"], messages=messages)
+    return Row(id=name, language=values["language"], task=values["task"], messages=messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -18,6 +19,8 @@ from malora.data import Row, find_files
 from malora.encode import EncodedRow, encode
 from malora.errors import InputError
 from malora.model import Gates, MaloraModel, measuring
+
+_log = logging.getLogger("malora")
 
 Batch = Mapping[str, Tensor]
 
@@ -184,7 +187,10 @@ def gate_rows(
     for split in ("validation", "train"):
         found = _spread(source.rows(split), strata, language, task, rows)
         while len(kept) < rows and (chunk := list(islice(found, rows - len(kept)))):
-            kept += encode(chunk, tokenizer, max_tokens).rows
+            encoded = encode(chunk, tokenizer, max_tokens)
+            kept += encoded.rows
+            for row in encoded.dropped:
+                _log.warning("row %s: %s; dropped", row.id, row.reason)
         if split == "validation":
             validation = len(kept)
         if len(kept) >= rows:

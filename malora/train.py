@@ -20,7 +20,7 @@ from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from malora.base_model import identify_base, load_base
-from malora.data import Source, find_files
+from malora.data import Dropped, Source, find_files
 from malora.encode import Encoded, EncodedRow, encode, encode_prompt
 from malora.errors import InputError
 from malora.evaluate import evaluate, generate, pick_examples
@@ -154,6 +154,7 @@ class _Run:
                 "validation": len(validation.rows),
                 "truncated": train.truncated + validation.truncated,
                 "without_labels": sorted(train.without_labels + validation.without_labels),
+                "dropped": sorted([row.id, row.reason] for row in train.dropped + validation.dropped),
             },
             "validation": {"before": before["validation"], "after": after.losses},
         }
@@ -187,22 +188,33 @@ class _Run:
     def _encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Encoded, Encoded]:
         for file in self.source.test:
             self.log(f"{file}: a test split by its name; not read")
-        train = encode(self.source.rows("train"), tokenizer, self.config.max_tokens)
-        if not train.rows:
-            raise InputError(
-                f"{self.source.root}: no row has an answer within the first {self.config.max_tokens} tokens; "
-                "raise training.max_tokens"
-            )
+        dropped: dict[str, list[Dropped]] = {"train": [], "validation": []}
+        train = encode(self.source.rows("train", dropped["train"]), tokenizer, self.config.max_tokens)
         counts: dict[str, int] = {}
         chosen = []
-        for row in self.source.rows("validation"):
+        for row in self.source.rows("validation", dropped["validation"]):
             counts[row.stratum] = counts.get(row.stratum, 0) + 1
             if counts[row.stratum] <= self.config.eval_rows_per_stratum:
                 chosen.append(row)
         validation = encode(chosen, tokenizer, self.config.max_tokens)
-        for name in train.without_labels + validation.without_labels:
-            self.log(f"row {name}: no answer within the first {self.config.max_tokens} tokens; left out")
+        for split, encoded in (("train", train), ("validation", validation)):
+            encoded.dropped[:0] = dropped[split]
+            for row_dropped in encoded.dropped:
+                self.log(f"row {row_dropped.id}: {row_dropped.reason}; dropped")
+            for name in encoded.without_labels:
+                self.log(f"row {name}: no answer within the first {self.config.max_tokens} tokens; dropped")
+        if not train.rows:
+            raise self._no_rows(train)
         return train, validation
+
+    def _no_rows(self, train: Encoded) -> InputError:
+        if train.without_labels or not train.dropped:
+            return InputError(
+                f"{self.source.root}: no row has an answer within the first {self.config.max_tokens} tokens; "
+                "raise training.max_tokens"
+            )
+        first = train.dropped[0]
+        return InputError(f"{self.source.root}: none of the training rows can be used; the first, {first.id}: {first.reason}")
 
     def _trainer(self, model: Any, rows: list[EncodedRow]) -> MaloraTrainer:
         config = self.config
@@ -239,8 +251,9 @@ class _Run:
         tokens = self.config.generation_tokens
         if not tokens:
             return []
-        rows = pick_examples(list(islice(self.source.rows("validation"), 4096)))
-        rows = rows or pick_examples(list(islice(self.source.rows("train"), 4096)))
+        told: list[Dropped] = []  # when the rows were encoded
+        rows = pick_examples(list(islice(self.source.rows("validation", told), 4096)))
+        rows = rows or pick_examples(list(islice(self.source.rows("train", told), 4096)))
         asked = [(row, prompt) for row in rows if (prompt := encode_prompt(row, tokenizer)) is not None]
         answers = generate(model, tokenizer, [prompt for _, prompt in asked], tokens)
         return [

@@ -157,6 +157,30 @@ def test_a_turn_that_is_null_is_named_with_its_row(tmp_path):
         list(find_files(tmp_path).rows("train"))
 
 
+@pytest.mark.parametrize("column", ["id", "language", "task", "messages"])
+def test_a_row_that_is_not_utf8_is_dropped_by_name(tmp_path, caplog, column):
+    def table(text: bytes) -> pa.Table:
+        turn = pa.struct({"role": pa.string(), "content": pa.binary()})
+        arrays = {name: [b"fr", text if name == column else b"fr"] for name in ("id", "language", "task")}
+        columns = {name: pa.array(values, pa.binary()).view(pa.string()) for name, values in arrays.items()}
+        turns = [[{"role": "user", "content": word}] for word in (b"ok", text if column == "messages" else b"ok")]
+        messages = pa.array(turns, pa.list_(turn))
+        strings = pa.StructArray.from_arrays(
+            [messages.values.field(0), messages.values.field(1).view(pa.string())], ["role", "content"]
+        )
+        return pa.table({**columns, "messages": pa.ListArray.from_arrays(messages.offsets, strings)})
+
+    pq.write_table(table(b"a\xff"), tmp_path / "rows.parquet")
+    source = find_files(tmp_path)
+    assert [row.id for row in source.rows("train")] == ["fr"]
+    (line,) = caplog.messages
+    name = "rows.parquet:1" if column == "id" else "fr"
+    assert line.startswith(f"row {name}: {column} is not UTF-8 (") and line.endswith("; dropped")
+    dropped = []
+    list(source.rows("train", dropped))
+    assert [row.id for row in dropped] == [name]
+
+
 def test_a_damaged_page_is_told_with_its_file(tmp_path):
     file = tmp_path / "rows.parquet"
     turns = [[{"role": "user", "content": f"{number} {number * 7919}"}] for number in range(4000)]

@@ -13,6 +13,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -66,7 +68,7 @@ def test_a_run_lowers_the_loss_and_reports_what_it_did(config, dataset, tmp_path
     assert all(after[name]["loss"] < before[name]["loss"] for name in before)
     assert before["all"]["tokens"] == sum(entry["tokens"] for name, entry in before.items() if name != "all")
     assert [line["step"] for line in report["loss"]] == list(range(1, 13))
-    assert report["rows"] == {"train": 21, "validation": 4, "truncated": 0, "without_labels": []}
+    assert report["rows"] == {"train": 21, "validation": 4, "truncated": 0, "without_labels": [], "dropped": []}
     routing = report["routing"]
     assert routing["groups"] == ["en_chat_specific", "fr_chat_specific", "zh_chat_specific"]
     assert len(routing["modules"]) == len(routing["share"]) == len(routing["load"]) == len(routing["entropy"]) == 14
@@ -293,6 +295,43 @@ def test_a_dataset_without_validation_rows_still_trains(config, make_dataset, tm
     assert report["validation"]["before"] == {"all": {"loss": None, "tokens": 0, "rows": 0}}
     assert report["routing"]["modules"] == report["routing"]["groups"] == []
     assert len(report["generations"]) == 2
+
+
+def damage(file: Path, rows: list[dict]) -> None:
+    """Writes the rows; the content `not UTF-8` becomes bytes that are not."""
+    pq.write_table(pa.Table.from_pylist(rows), file, compression="none", use_dictionary=False)
+    content = file.read_bytes()
+    assert b"not UTF-8" in content
+    file.write_bytes(content.replace(b"not UTF-8", b"not UTF-\xff"))
+
+
+def test_rows_that_cannot_be_used_are_dropped_by_name_and_training_goes_on(config, dataset, tmp_path):
+    file = dataset / "data" / "en_chat_specific" / "train-00000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[1]["messages"] = None
+    rows[3]["messages"] = []
+    rows[5]["messages"][0]["content"] = "not UTF-8"
+    damage(file, rows)
+    said: list[str] = []
+    short = replace(config, max_steps=1, generation_tokens=2)
+    record = train_adapter(short, dataset, tmp_path / "out", log=said.append).record
+    assert record["rows"]["train"] == 18
+    names = [rows[n]["id"] for n in (1, 3, 5)]
+    assert [name for name, _ in record["rows"]["dropped"]] == names
+    reasons = [reason for _, reason in record["rows"]["dropped"]]
+    assert reasons[:2] == ["messages is null", "messages is empty"]
+    assert reasons[2].startswith("messages is not UTF-8 (")
+    assert [line for line in said if line.endswith("; dropped")] == [
+        f"row {name}: {reason}; dropped" for name, reason in record["rows"]["dropped"]
+    ]
+
+
+def test_a_file_without_a_usable_row_is_refused(config, dataset, tmp_path):
+    file = dataset / "data" / "en_chat_specific" / "train-00000.parquet"
+    rows = [{**row, "messages": None} for row in pq.read_table(file).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), file)
+    with pytest.raises(InputError, match=r"none of its 12 rows can be used; the first, en-chat_specific-000: messages is null"):
+        train_adapter(config, dataset, tmp_path / "out")
 
 
 def test_an_output_folder_that_holds_something_else_is_refused(config, dataset, tmp_path):
