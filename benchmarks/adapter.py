@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaModel
 
-from malora.balance import RoutingStatistics
-from malora.config import MaloraConfig
-from malora.core import gate, start, top_k_mask
-from malora.layer import MaloraLinear
-from malora.parameters import parameter_report
+from malora.adapter.balance import RoutingStatistics
+from malora.adapter.config import MaloraConfig
+from malora.adapter.core import gate, start, top_k_mask
+from malora.adapter.layer import MaloraLinear
+from malora.adapter.parameters import parameter_report
 
 R, D, EXPERTS, TOP_K, ALPHA = 8, 16, 8, 2, 16
 BATCH, LENGTH = 4, 512

@@ -10,8 +10,7 @@ that costs is measured on rows that the means have not seen.
 import sys
 from pathlib import Path
 
-from malora import export_lora, load_adapter, mean_gates, routing_gap
-from malora.gates import answer_batches, gate_rows
+from malora import answer_batches, export_lora, gate_rows, load_adapter, mean_gates, routing_gap
 
 folder = Path(sys.argv[1])
 model, tokenizer = load_adapter(folder / "adapter")

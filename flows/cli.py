@@ -206,9 +206,9 @@ def export_lora(adapter: Path, out: Path, data: Path | None, language: str | Non
     """
     if data is None and (language or task):
         raise InputError(f"--{'language' if language else 'task'}: chooses among the rows of --data, which is not given")
+    from malora import export_lora as write_lora
     from malora import load_adapter
-    from malora.export import check_out
-    from malora.export import export_lora as write_lora
+    from malora.adapter.export.lora import check_out
 
     check_out(out)
     model, tokenizer = load_adapter(adapter)
@@ -233,8 +233,7 @@ def _gates_of_rows(
     model: Any, tokenizer: Any, data: Path, language: str | None, task: str | None, rows: int, max_tokens: int
 ) -> tuple[dict[str, list[float]], str]:
     """The mean gates over rows of a dataset, and in words what they cost on others."""
-    from malora import mean_gates, routing_gap
-    from malora.gates import answer_batches, gate_rows
+    from malora import answer_batches, gate_rows, mean_gates, routing_gap
 
     chosen = gate_rows(data, tokenizer, rows=rows, language=language, task=task, max_tokens=max_tokens)
     with ProgressBar() as progress:

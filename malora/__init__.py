@@ -14,17 +14,18 @@ if "torch" not in sys.modules:
     # measured 10 to 25 times slower. Must be set before torch is loaded; what the user has set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from malora.config import MaloraConfig
+from malora.adapter.config import MaloraConfig
+from malora.adapter.model import MaloraModel
+from malora.adapter.parameters import ParameterReport, parameter_report
 from malora.errors import InputError
-from malora.model import MaloraModel
-from malora.parameters import ParameterReport, parameter_report
 from malora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from malora.adapter.export.gates import mean_gates, routing_gap
+    from malora.adapter.export.lora import export_lora
     from malora.base_model import load_base
-    from malora.export import export_lora
-    from malora.gates import mean_gates, routing_gap
     from malora.load import load_adapter
+    from malora.rows_for_gates import answer_batches, gate_rows
     from malora.train import TrainingResult, train_adapter
 
 __distribution__ = "glotloom"
@@ -36,7 +37,9 @@ __all__ = [
     "ParameterReport",
     "TrainingConfig",
     "TrainingResult",
+    "answer_batches",
     "export_lora",
+    "gate_rows",
     "load_adapter",
     "load_base",
     "mean_gates",
@@ -47,11 +50,13 @@ __all__ = [
 
 _LAZY = {
     "TrainingResult": "malora.train",
-    "export_lora": "malora.export",
+    "answer_batches": "malora.rows_for_gates",
+    "export_lora": "malora.adapter.export.lora",
+    "gate_rows": "malora.rows_for_gates",
     "load_adapter": "malora.load",
     "load_base": "malora.base_model",
-    "mean_gates": "malora.gates",
-    "routing_gap": "malora.gates",
+    "mean_gates": "malora.adapter.export.gates",
+    "routing_gap": "malora.adapter.export.gates",
     "train_adapter": "malora.train",
 }
 

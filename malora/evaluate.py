@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from malora.balance import RoutingStatistics
+from malora.adapter.balance import RoutingStatistics
+from malora.adapter.logits import IGNORED, answer_logits, can_slice
+from malora.adapter.model import measuring
 from malora.data import Row
 from malora.encode import EncodedRow
-from malora.model import measuring
-from malora.trainer import IGNORED, answer_logits, can_slice, collate
+from malora.trainer import collate
 
 Losses = dict[str, dict[str, Any]]
 

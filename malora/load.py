@@ -10,9 +10,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
+from malora.adapter.registry import MALORA, SAVED_AS
 from malora.base_model import load_base
 from malora.errors import InputError
-from malora.registry import MALORA, SAVED_AS
 
 
 def read_adapter_config(path: Path) -> dict[str, Any]:

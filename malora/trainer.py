@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,12 +17,12 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from malora.balance import Routing, RoutingStatistics
+from malora.adapter.balance import Routing, RoutingStatistics
+from malora.adapter.logits import IGNORED, answer_logits, can_slice
+from malora.adapter.model import MaloraModel
 from malora.encode import EncodedRow
 from malora.errors import InputError
-from malora.model import MaloraModel
 
-IGNORED = -100  # a label that is not learned, as everywhere in transformers
 WHOLE = "whole"  # stands in a checkpoint's folder once everything else does
 
 
@@ -64,31 +63,6 @@ def collate(rows: Sequence[EncodedRow], strata: Sequence[str] = ()) -> dict[str,
     if strata:
         batch["stratum"] = torch.tensor([strata.index(row.stratum) for row in rows])
     return batch
-
-
-def answer_logits(model: nn.Module, batch: dict[str, Tensor], sliced: bool) -> tuple[Tensor, Tensor]:
-    """Logits where an answer token is to be predicted, and those tokens: (answers, vocabulary), (answers).
-
-    With ``sliced`` the model computes the logits only at positions where some row of the batch has an answer; over a
-    vocabulary of 49,152 those of the questions would cost as much as several layers.
-    """
-    targets = batch["labels"][:, 1:]  # (batch, length - 1): position i predicts token i + 1
-    options: dict[str, Any] = {"use_cache": False}
-    if sliced:
-        positions = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (positions)
-        options["logits_to_keep"] = positions
-        targets = targets[:, positions]  # (batch, positions)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options).logits
-    logits = logits[:, : targets.shape[1]]  # (batch, positions, vocabulary)
-    wanted = targets != IGNORED
-    if bool(wanted.all()):
-        return logits.flatten(0, 1), targets.flatten()
-    return logits[wanted], targets[wanted]
-
-
-def can_slice(model: Any) -> bool:
-    """Whether the base model computes logits at chosen positions only."""
-    return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
 
 
 class MaloraTrainer(Trainer):

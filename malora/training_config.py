@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from malora.config import MaloraConfig
+from malora.adapter.config import MaloraConfig
 from malora.errors import InputError
 
 ADAPTER_KEYS = (

@@ -79,8 +79,7 @@ def test_with_data_the_gates_are_those_of_its_rows_and_the_gap_is_told(
 def test_the_exported_gates_are_the_means_over_the_answers(
     adapter: Path, small_dataset: Path, tmp_path: Path, glotloom: Glotloom
 ) -> None:
-    from malora import export_lora, load_adapter, mean_gates
-    from malora.gates import answer_batches, gate_rows
+    from malora import answer_batches, export_lora, gate_rows, load_adapter, mean_gates
 
     assert glotloom("export-lora", adapter, "--out", tmp_path / "cli", "--data", small_dataset, "--rows", 8).exit_code == 0
     model, tokenizer = load_adapter(adapter)

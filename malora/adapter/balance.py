@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from malora.core import gate, top_k_mask
+from malora.adapter.core import gate, top_k_mask
 
 
 class Stacked(NamedTuple):

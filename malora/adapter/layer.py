@@ -8,9 +8,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from malora.balance import Routing
-from malora.config import MaloraConfig
-from malora.core import Experts, mixture, start, without_autocast
+from malora.adapter.balance import Routing
+from malora.adapter.config import MaloraConfig
+from malora.adapter.core import Experts, mixture, start, without_autocast
 
 CANNOT_MERGE = (
     "a routed adapter cannot be merged into the weights: which experts are used depends on each token. "

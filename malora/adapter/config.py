@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
-from malora.registry import MALORA, SAVED_AS
+from malora.adapter.registry import MALORA, SAVED_AS
 
 FORMAT_VERSION = 1  # of the saved tensors and of the meaning of the fields; raised when an older reader would be wrong
 Variant = Literal["malora", "moe_lora", "hydra", "lora"]

@@ -16,7 +16,7 @@ from torch import nn
 
 import malora
 from malora import InputError, MaloraConfig, load_adapter, parameter_report
-from malora.balance import RoutingStatistics
+from malora.adapter.balance import RoutingStatistics
 
 IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
 

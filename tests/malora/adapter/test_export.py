@@ -17,9 +17,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from flows.cli import SERVED_RANKS
-from malora import InputError, MaloraConfig, export_lora, mean_gates, routing_gap
-from malora.core import gate
-from malora.gates import answer_batches, gate_rows
+from malora import InputError, MaloraConfig, answer_batches, export_lora, gate_rows, mean_gates, routing_gap
+from malora.adapter.core import gate
 
 IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])

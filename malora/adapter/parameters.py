@@ -12,8 +12,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from malora.config import MaloraConfig, Variant
-from malora.layer import MaloraLayer
+from malora.adapter.config import MaloraConfig, Variant
+from malora.adapter.layer import MaloraLayer
 
 Shape = tuple[int, int]
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from malora import MaloraConfig
-from malora.layer import MaloraLinear
+from malora.adapter.layer import MaloraLinear
 
 IDS = torch.tensor([[5, 9, 33, 7, 12, 200], [7, 7, 101, 3, 4, 11]])
 OPTIONS: dict[str, dict[str, Any]] = {

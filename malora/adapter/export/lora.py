@@ -1,6 +1,6 @@
 """Writes a routed adapter with fixed gates as a standard LoRA.
 
-With the same gates for every token the mixture is linear in x and so one LoRA. Letters as in :mod:`malora.core`: n inputs
+With the same gates for every token the mixture is linear in x and so one LoRA. Letters as in :mod:`malora.adapter.core`: n inputs
 and m outputs of a layer, N experts, d the rank of A, s the scale, g the gates.
 """
 
@@ -21,10 +21,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor
 
+from malora.adapter.export.gates import tuner_of
+from malora.adapter.layer import MaloraLayer
+from malora.adapter.model import Gates, MaloraModel
 from malora.errors import InputError
-from malora.gates import tuner_of
-from malora.layer import MaloraLayer
-from malora.model import Gates, MaloraModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from malora.balance import Routing, RoutingStatistics, load_balance_loss
-from malora.config import MaloraConfig
-from malora.core import Experts, gate, mixture, start, top_k_mask
+from malora.adapter.balance import Routing, RoutingStatistics, load_balance_loss
+from malora.adapter.config import MaloraConfig
+from malora.adapter.core import Experts, gate, mixture, start, top_k_mask
 
 
 class Case(NamedTuple):

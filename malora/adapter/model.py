@@ -13,11 +13,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from malora.balance import Routing
-from malora.config import MaloraConfig
+from malora.adapter.balance import Routing
+from malora.adapter.config import MaloraConfig
+from malora.adapter.layer import CANNOT_MERGE, MaloraLayer, MaloraLinear
+from malora.adapter.registry import register
 from malora.errors import InputError
-from malora.layer import CANNOT_MERGE, MaloraLayer, MaloraLinear
-from malora.registry import register
 
 Gates = Mapping[str, Sequence[float] | Tensor]  # module name -> N numbers
 

@@ -1,0 +1,1 @@
+"""The PEFT tuner: the adapter's configuration, equation, layers and model, and what is counted of it."""
