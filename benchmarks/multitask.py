@@ -48,9 +48,9 @@ from pathlib import Path
 from typing import Any
 
 import malora  # before torch: it sets how OpenMP's threads wait
-from malora.base_model import identify_base
-from malora.data import Row
-from malora.encode import encode
+from malora.training.base_model import identify_base
+from malora.training.data import Row
+from malora.training.encode import encode
 
 import numpy as np  # isort: skip
 import torch  # isort: skip

@@ -18,15 +18,15 @@ from malora.adapter.config import MaloraConfig
 from malora.adapter.model import MaloraModel
 from malora.adapter.parameters import ParameterReport, parameter_report
 from malora.errors import InputError
-from malora.training_config import TrainingConfig
+from malora.training.options import TrainingConfig
 
 if TYPE_CHECKING:
     from malora.adapter.export.gates import mean_gates, routing_gap
     from malora.adapter.export.lora import export_lora
-    from malora.base_model import load_base
-    from malora.load import load_adapter
-    from malora.rows_for_gates import answer_batches, gate_rows
-    from malora.train import TrainingResult, train_adapter
+    from malora.training.base_model import load_base
+    from malora.training.load import load_adapter
+    from malora.training.rows_for_gates import answer_batches, gate_rows
+    from malora.training.run import TrainingResult, train_adapter
 
 __distribution__ = "glotloom"
 
@@ -49,15 +49,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    "TrainingResult": "malora.train",
-    "answer_batches": "malora.rows_for_gates",
+    "TrainingResult": "malora.training.run",
+    "answer_batches": "malora.training.rows_for_gates",
     "export_lora": "malora.adapter.export.lora",
-    "gate_rows": "malora.rows_for_gates",
-    "load_adapter": "malora.load",
-    "load_base": "malora.base_model",
+    "gate_rows": "malora.training.rows_for_gates",
+    "load_adapter": "malora.training.load",
+    "load_base": "malora.training.base_model",
     "mean_gates": "malora.adapter.export.gates",
     "routing_gap": "malora.adapter.export.gates",
-    "train_adapter": "malora.train",
+    "train_adapter": "malora.training.run",
 }
 
 

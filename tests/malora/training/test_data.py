@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malora import InputError
-from malora.data import Row, find_files, split_of
-from malora.encode import encode
-from malora.render import render
-from malora.schedule import group_by_length, schedule, shares
+from malora.training.data import Row, find_files, split_of
+from malora.training.encode import encode
+from malora.training.render import render
+from malora.training.schedule import group_by_length, schedule, shares
 
 GENERATION_MARKS = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' }}{% if m['role'] == 'assistant' %}"

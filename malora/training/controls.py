@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from malora.data import Message, Row
 from malora.errors import InputError
-from malora.render import Span, apply_template
+from malora.training.data import Message, Row
+from malora.training.render import Span, apply_template
 
 _SIGN = re.compile(r"[^\w\s]")
 _TEXT = re.compile(r"\s+|<0x[0-9A-F]{2}>")  # white space, and the bytes of letters that have no token

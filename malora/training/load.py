@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from malora.adapter.registry import MALORA, SAVED_AS
-from malora.base_model import load_base
 from malora.errors import InputError
+from malora.training.base_model import load_base
 
 
 def read_adapter_config(path: Path) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from peft import PeftModel, get_peft_model
 
 import malora
 from malora import InputError, MaloraConfig, TrainingConfig, load_adapter, load_base, train_adapter
-from malora.encode import EncodedRow
-from malora.run_folder import RunFolder, fingerprint
-from malora.train import _arguments
-from malora.trainer import MaloraTrainer, Scheduled, collate
+from malora.training.encode import EncodedRow
+from malora.training.run import _arguments
+from malora.training.run_folder import RunFolder, fingerprint
+from malora.training.trainer import MaloraTrainer, Scheduled, collate
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -108,7 +108,7 @@ def test_another_version_of_a_library_is_another_run(monkeypatch, library):
 
 def test_another_version_of_the_code_is_another_run(monkeypatch):
     before = fingerprint(data="d")
-    monkeypatch.setattr("malora.run_folder.CODE_VERSION", 0)
+    monkeypatch.setattr("malora.training.run_folder.CODE_VERSION", 0)
     assert fingerprint(data="d") != before
 
 
@@ -192,7 +192,7 @@ def test_a_kill_between_the_two_moves_of_a_finished_adapter_is_mended(tmp_path):
 
 
 def test_a_half_written_checkpoint_is_not_used(tmp_path):
-    from malora.trainer import WHOLE, last_checkpoint
+    from malora.training.trainer import WHOLE, last_checkpoint
 
     for step in (2, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()

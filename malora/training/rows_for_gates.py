@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from malora.adapter.logits import IGNORED
-from malora.data import Row, find_files
-from malora.encode import EncodedRow, encode
 from malora.errors import InputError
+from malora.training.data import Row, find_files
+from malora.training.encode import EncodedRow, encode
 
 _log = logging.getLogger("malora")
 
@@ -86,7 +86,7 @@ def answer_batches(
     rows: Sequence[EncodedRow], batch_size: int = 4, on_rows: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[dict[str, Tensor]]:
     """Padded batches of rows of like length, with ``labels`` and a ``mask`` of the answers' tokens."""
-    from malora.trainer import collate  # transformers' Trainer takes seconds to import
+    from malora.training.trainer import collate  # transformers' Trainer takes seconds to import
 
     ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.id))
     for begin in range(0, len(ordered), batch_size):

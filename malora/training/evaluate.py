@@ -14,9 +14,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from malora.adapter.balance import RoutingStatistics
 from malora.adapter.logits import IGNORED, answer_logits, can_slice
 from malora.adapter.model import measuring
-from malora.data import Row
-from malora.encode import EncodedRow
-from malora.trainer import collate
+from malora.training.data import Row
+from malora.training.encode import EncodedRow
+from malora.training.trainer import collate
 
 Losses = dict[str, dict[str, Any]]
 

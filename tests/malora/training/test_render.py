@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from malora import InputError
-from malora.data import Row
-from malora.render import apply_template, render
+from malora.training.data import Row
+from malora.training.render import apply_template, render
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}"
@@ -114,7 +114,7 @@ def test_eight_hundred_turns_are_rendered_in_a_few_times_the_whole_text(tokenize
         applied.append(len(messages))
         return apply_template(row, messages, *arguments, **options)
 
-    monkeypatch.setattr("malora.render.apply_template", counted)
+    monkeypatch.setattr("malora.training.render.apply_template", counted)
     _, spans = render(row, tokenizer)
     assert len(spans) == 400
     assert sum(applied) < 10 * 800

@@ -20,15 +20,15 @@ from peft import get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from malora.adapter.parameters import parameter_report
-from malora.base_model import identify_base, load_base
-from malora.data import Dropped, Source, find_files
-from malora.encode import Encoded, EncodedRow, encode, encode_prompt
 from malora.errors import InputError
-from malora.evaluate import evaluate, generate, pick_examples
-from malora.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
-from malora.schedule import group_by_length, schedule
-from malora.trainer import MaloraTrainer, Scheduled, last_checkpoint
-from malora.training_config import ADAPTER_KEYS, MIXTURE_KEYS, TrainingConfig
+from malora.training.base_model import identify_base, load_base
+from malora.training.data import Dropped, Source, find_files
+from malora.training.encode import Encoded, EncodedRow, encode, encode_prompt
+from malora.training.evaluate import evaluate, generate, pick_examples
+from malora.training.options import ADAPTER_KEYS, MIXTURE_KEYS, TrainingConfig
+from malora.training.run_folder import FORMAT, RunFolder, fingerprint, read_json, write_json
+from malora.training.schedule import group_by_length, schedule
+from malora.training.trainer import MaloraTrainer, Scheduled, last_checkpoint
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], None]
