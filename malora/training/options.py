@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from malora.adapter.config import MaloraConfig
 from malora.errors import InputError
+
+if TYPE_CHECKING:
+    from malora.adapter.config import MaloraConfig
 
 ADAPTER_KEYS = (
     "r", "lora_alpha", "use_rslora", "variant", "num_experts", "top_k", "expert_rank", "shared_rank",
@@ -79,6 +81,8 @@ class TrainingConfig:
 
     def adapter(self) -> MaloraConfig:
         """The configuration of the adapter that is trained."""
+        from malora.adapter.config import MaloraConfig  # needs torch, which this module is importable without
+
         targets = self.target_modules
         return MaloraConfig(
             task_type="CAUSAL_LM",
