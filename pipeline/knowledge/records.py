@@ -15,7 +15,7 @@ from pipeline.languages import Language
 from pipeline.rows.read import jsonl_rows, parquet_rows
 from pipeline.rows.sample import Section, Source
 
-_HEADING = re.compile(r"^(?:==+\s*(?P<wiki>.+?)\s*==+|#{1,4}\s+(?P<markdown>.+?))\s*$")
+_MARKDOWN_HEADING = re.compile(r"#{1,4}(?=\s)")
 
 
 def read_parquet(path: Path, language: Language, *, source: str, licence: str) -> Iterator[Document]:
@@ -112,9 +112,19 @@ def plain_sections(text: str) -> list[Section]:
     """Sections at `== Heading ==` or `# Heading` lines; text without any is one section."""
     sections: list[tuple[str, list[str]]] = [("", [])]
     for line in text.replace("\r\n", "\n").split("\n"):
-        if match := _HEADING.match(line):
-            sections.append((match["wiki"] or match["markdown"], []))
+        if heading := _heading(line):
+            sections.append((heading, []))
         else:
             sections[-1][1].append(line.rstrip())
     joined = [(heading, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()) for heading, lines in sections]
     return [Section(heading, prose) for heading, prose in joined if prose]
+
+
+def _heading(line: str) -> str:
+    """The words of a heading's line; `""` for any other."""
+    line = line.rstrip()
+    if marks := _MARKDOWN_HEADING.match(line):
+        return line[marks.end() :].lstrip()
+    if len(line) > 4 and line.startswith("==") and line.endswith("=="):
+        return line.strip("=").strip() or "="
+    return ""

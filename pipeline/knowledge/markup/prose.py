@@ -22,7 +22,7 @@ _PRIVATE = re.compile("[\ue000-\ue009\U000f0000-\U000ffffd]")
 
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]")
 _MAGIC_WORD = re.compile(r"__[A-ZА-ЯЁÀ-Þ一-龥]+__")
-_BOLD_LINE = re.compile(r"^'''(?!')([^'\n]{2,80}?)'''\s*([.:：]?)\s*$", re.MULTILINE)
+_BOLD_LINE = re.compile(r"^'''(?!')([^'\n]{2,80}?)'''(?:\s*+([.:：])\s*$|\s*$)", re.MULTILINE)
 _QUOTE_MARKUP = re.compile(r"'{2,}")
 _STRAY_COMMENT = re.compile(r"<!-[^<>\n]*>|<!--|-->")
 _STRAY_TAG = re.compile(
@@ -35,10 +35,11 @@ _DEBRIS = re.compile(r"^\s*(?:\||!\s|!!)")
 
 # "alphabets.[3]": copied from a page as it is shown, a reference and no markup.
 _PASTED_REFERENCE = re.compile(r"(?<=[.,;:!?”\"»。，！？])(?:\[\d{1,3}\])+(?=\s|$)")
-_EMPTY_BRACKETS = re.compile(r"[ \u00a0]*[(（](?:[\s,;:，；、：،؛/–—-]|\b(?:e\.g\.|i\.e\.|see|cf\.))*[)）]")
-_HOLED_BRACKETS = re.compile(rf"[ \u00a0]*[(（][^()（）\n]*{HOLE}[^()（）\n]*[)）]")
+# A run of spaces, stops or holes is tried from its beginning alone: from every place in it takes forever on a long one.
+_EMPTY_BRACKETS = re.compile(r"(?<![ \u00a0])[ \u00a0]*+[(（](?:[\s,;:，；、：،؛/–—-]|\b(?:e\.g\.|i\.e\.|see|cf\.))*[)）]")
+_HOLED_BRACKETS = re.compile(rf"(?<![ \u00a0])[ \u00a0]*+[(（][^()（）\n{HOLE}]*+{HOLE}[^()（）\n]*+[)）]")
 _AFTER_BRACKET = re.compile(r"([(（])[\s,;,；、]+")
-_SPACE_BEFORE_STOP = re.compile(r"[ \t]+([,.)\]，。；：、）،؛؟।](?!\d))")
+_SPACE_BEFORE_STOP = re.compile(r"(?<![ \t])[ \t]++([,.)\]，。；：、）،؛؟।](?!\d))")
 _REPEATED_STOP = re.compile(r"([,;，；、،؛])(?:\s*[,;，；、،؛])+")
 # A mark that adds nothing: grown on to the word before it, or between two sentences, or before the first.
 _SILENT_HOLE = re.compile(
@@ -46,7 +47,7 @@ _SILENT_HOLE = re.compile(
 )
 # Where one sentence surely ends: a word of four letters, so that no abbreviation counts, a stop, a capital.
 _SENTENCE_END = re.compile(
-    r"(?:[^\W\d_]{4}|\d\d|[)\]”»\"’])[.!?…]+[\"”»’)\]]*\s+(?=[¿¡«“\"(]?(?:[^\W\d_a-zа-яёà-ÿ]|\d))|[।॥؟]+\s+|[。！？]+[”」』）]*"
+    r"(?:[^\W\d_]{4}|\d\d|[)\]”»\"’])[.!?…]+[\"”»’)\]]*\s+(?=[¿¡«“\"(]?(?:[^\W\d_a-zа-яёà-ÿ]|\d))|(?<![।॥؟])[।॥؟]++\s+|[。！？]+[”」』）]*"
 )
 _WORDS = re.compile(rf"[^\s{LINE}.,;:–—-]")
 _LINE_MARKS = re.compile(f"[{NUMBER}{BULLET}{INDENT}{TERM}]")
@@ -235,14 +236,19 @@ def _announcing_something(paragraphs: list[str]) -> list[str]:
         if paragraph == GONE:  # a list after what is gone may be the one announced
             following = following if _LIST_ITEM.match(following) else GONE
             continue
-        while paragraph and following[0] in {GONE, TERM} and (paragraph[0] == TERM or paragraph.endswith(_ANNOUNCES)):
-            paragraph = "" if paragraph[0] == TERM else _without_last_sentence(paragraph)  # noqa: PLW2901
+        if following[0] in {GONE, TERM}:
+            paragraph = "" if paragraph.startswith(TERM) else _without_announcements(paragraph)  # noqa: PLW2901
         if paragraph:
             result.append(paragraph)
             following = paragraph
     return [paragraph.removeprefix(TERM) for paragraph in reversed(result)]
 
 
-def _without_last_sentence(paragraph: str) -> str:
-    *lines, last = paragraph.split("\n")
-    return "\n".join([*lines, "".join(_sentences(last)[:-1])]).rstrip()
+def _without_announcements(paragraph: str) -> str:
+    """The paragraph up to the last sentence that does not end with a colon."""
+    lines = paragraph.split("\n")
+    while lines and lines[-1].endswith(_ANNOUNCES):
+        lines[-1] = "".join(_sentences(lines[-1])[:-1]).rstrip()
+        while lines and not lines[-1].strip():
+            lines.pop()
+    return "\n".join(lines).rstrip()

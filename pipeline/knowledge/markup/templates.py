@@ -65,6 +65,7 @@ _UNITS = {
 _SINGULAR = {"feet": "foot", "inches": "inch"}
 _BETWEEN = {"to": " to ", "and": " and ", "or": " or ", "-": "–", "–": "–", "x": " × ", "×": " × ", "by": " by ", "+/-": " ± "}
 _MONTHS = "January February March April May June July August September October November December".split()
+_MOST_DIGITS = 100  # of a number that is read: Python refuses from 4300 on
 _ROMAN = re.compile(r"[ivxlcdm]+", re.IGNORECASE)
 
 
@@ -109,13 +110,13 @@ def _title_or_words(values: Sequence[str], named: Mapping[str, str]) -> str:
 
 def _measure(values: Sequence[str], named: Mapping[str, str], *, english: bool) -> str:
     """`{{convert|5|to|10|mi|km}}`: the numbers with what stands between them, and their unit; what it converts to is left out."""
-    words, rest = _grouped(english, values[0]), list(values[1:])
-    while len(rest) > 1 and rest[0] in _BETWEEN:
-        words += _BETWEEN[rest[0]] + _grouped(english, rest[1])
-        rest = rest[2:]
+    words, place = _grouped(english, values[0]), 1
+    while len(values) > place + 1 and values[place] in _BETWEEN:
+        words += _BETWEEN[values[place]] + _grouped(english, values[place + 1])
+        place += 2
     if power := named.get("e"):
         words += f" × 10{raised(power)}"
-    unit = named.get("u") or named.get("ul") or (rest[0] if rest else "")
+    unit = named.get("u") or named.get("ul") or (values[place] if len(values) > place else "")
     spelt = _UNITS.get(unit.lower(), unit) if english else unit
     if spelt != unit and named.get("adj") in {"on", "mid"}:
         return f"{words}-{_SINGULAR.get(spelt, spelt.removesuffix('s'))}"
@@ -123,13 +124,18 @@ def _measure(values: Sequence[str], named: Mapping[str, str], *, english: bool) 
 
 
 def _grouped(english: bool, number: str) -> str:
-    return f"{int(number):,}" if english and number.isascii() and number.isdigit() else number
+    return f"{int(number):,}" if english and number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS else number
+
+
+def _month(number: str, names: Sequence[str]) -> str:
+    """The month's name; what is no month's number stays."""
+    is_number = number.isdecimal() and len(number) <= _MOST_DIGITS
+    return names[int(number) - 1] if is_number and 1 <= int(number) <= len(names) else number
 
 
 def _as_of(values: Sequence[str], named: Mapping[str, str]) -> str:
     date = list(values[:3])
-    if len(date) > 1 and date[1].isdecimal() and 1 <= int(date[1]) <= len(_MONTHS):
-        date[1] = _MONTHS[int(date[1]) - 1]
+    date[1:2] = (_month(number, _MONTHS) for number in date[1:2])
     words = "since" if "since" in named else "as of"
     text = named.get("alt") or " ".join(["" if "bare" in named else words, *reversed(date)]).strip()
     return text if named.get("lc") or "alt" in named else text[:1].upper() + text[1:]
@@ -156,8 +162,7 @@ def _century(values: Sequence[str], named: Mapping[str, str]) -> str:
 def _spanish_date(values: Sequence[str], named: Mapping[str, str]) -> str:
     months = "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split()
     date = list(values[:3])
-    if len(date) > 1 and date[1].isdecimal() and 1 <= int(date[1]) <= len(months):
-        date[1] = months[int(date[1]) - 1]
+    date[1:2] = (_month(number, months) for number in date[1:2])
     return " de ".join(date)
 
 

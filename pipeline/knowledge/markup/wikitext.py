@@ -56,6 +56,7 @@ _UNSEEN = re.compile(
 _ENDS = {tag: re.compile(rf"</{tag}\s*>", re.IGNORECASE) for tag in ("nowiki", "pre", "source", "syntaxhighlight")}
 _ENDS["!--"] = re.compile("-->")
 _LINE_END = re.compile(r"[ \t]*\n")
+_NO_CHARACTER = re.compile(r"&#[0-9]{8,};?")  # more than Unicode has, and from 4300 digits on more than Python reads
 _NOTHING = "<ref/>"  # of a reference: not a comment, which would end one that was never closed
 
 _VARIANT_MARK = re.compile(r"(-\{|\}-)")
@@ -170,7 +171,7 @@ class WikitextCleaner:
                 yield HOLE
 
     def _link(self, link: Wikilink) -> str:
-        title = html.unescape(str(link.title)).strip()
+        title = html.unescape(_NO_CHARACTER.sub("\ufffd", str(link.title))).strip()
         prefix, colon, rest = title.lstrip(":").partition(":")
         namespace = self._namespaces.get(prefix.strip().lower().replace("_", " "))
         if colon and not title.startswith(":") and (namespace in {6, 14, -2} or _is_interwiki(prefix, link)):
