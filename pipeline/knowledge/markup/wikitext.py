@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import html
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import mwparserfromhell
+from mwparserfromhell.definitions import is_single
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Node, Tag, Template, Text, Wikilink
 
 from pipeline.knowledge.markup.prose import (
@@ -63,7 +66,14 @@ _VARIANT_MARK = re.compile(r"(-\{|\}-)")
 _READING = re.compile(r"(?<![\w-])(zh[\w-]*)\s*:\s*([^;]*)")
 _MOST_VARIANT_LEVELS = 10  # MediaWiki's own limit for conversion markup within conversion markup
 # The parser reads on to the page's end for every mark that is never closed: a page of 160 KB takes 5 s more for two hundred.
+# Into arguments `{{{` it goes down without a limit of its own.
 _MOST_UNCLOSED = 200
+# A mark that opens is the group, one that closes is not.
+_BRACES, _BRACKETS = re.compile(r"(\{\{)|\}\}"), re.compile(r"(\[\[)|\]\]")
+_TABLES = re.compile(r"(^[ \t:]*\{\|)|^[ \t]*\|\}", re.MULTILINE)
+_ADDRESSES = re.compile(r"\[\[|\]\]|(\[(?:[a-z][a-z0-9+.-]*:|//))|(\])", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)\b[^<>]*(?<!/)>", re.IGNORECASE)
+_LITERAL = re.compile(r"<(nowiki|pre|source|syntaxhighlight)\b[^<>]*(?<!/)>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _HALF_TAG = re.compile(r"<[a-z][^<>]*(?=<|\Z)", re.IGNORECASE)
 
 
@@ -115,17 +125,18 @@ class WikitextCleaner:
 
     @staticmethod
     def is_damaged(text: str) -> bool:
-        """Whether hundreds of templates, links or tags are opened and never closed."""
-        unclosed = (text.count("{{") - text.count("}}"), text.count("[[") - text.count("]]"), len(_HALF_TAG.findall(text)))
-        return max(unclosed) > _MOST_UNCLOSED
+        """Whether hundreds of templates, links, tables or tags are open at one place, or hundreds of tags break off."""
+        seen = _LITERAL.sub("", _parsed_text(text))
+        addresses = [opened for opened, closed in _ADDRESSES.findall(seen) if opened or closed]
+        marks = chain((pattern.findall(seen) for pattern in (_BRACES, _BRACKETS, _TABLES)), (addresses,), _tag_marks(seen))
+        return len(_HALF_TAG.findall(seen)) > _MOST_UNCLOSED or any(_most_open(opens) > _MOST_UNCLOSED for opens in marks)
 
     def sections(self, text: str) -> list[Section]:
         """The page's prose in order, the lead first with the heading `""`; sections without prose are left out.
 
         A sub-section (level 3 and deeper) goes on under its own heading, and an apparatus section takes its sub-sections along.
         """
-        seen = _without_unseen(unmarked(text))
-        code = mwparserfromhell.parse(_resolve_variants(seen), skip_style_tags=True)
+        code = mwparserfromhell.parse(_parsed_text(text), skip_style_tags=True)
         result: list[Section] = []
         heading, level, skip_below = "", 0, 0
         buffer: list[str] = []
@@ -206,6 +217,28 @@ class WikitextCleaner:
                 named[key] = self._text(parameter.value.nodes).strip()
         words = shown(name, values, named)
         return HOLE if words is None else words
+
+
+def _parsed_text(text: str) -> str:
+    """The page as the parser gets it."""
+    return _resolve_variants(_without_unseen(unmarked(text)))
+
+
+def _tag_marks(text: str) -> Iterable[list[bool]]:
+    """Of every kind of tag that has to be closed, whether it is opened (or else closed), in order."""
+    marks: defaultdict[str, list[bool]] = defaultdict(list)
+    for slash, name in _TAG.findall(text):
+        marks[name.lower()].append(not slash)
+    return (opens for name, opens in marks.items() if not is_single(name))
+
+
+def _most_open(opens: Iterable[object]) -> int:
+    """How many marks are open at one place at most; each of `opens` is true where one opens and false where one closes."""
+    most = now = 0
+    for opened in opens:
+        now = now + 1 if opened else max(now - 1, 0)
+        most = max(most, now)
+    return most
 
 
 def _laid_out(tag: str, text: str) -> str:
