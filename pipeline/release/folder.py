@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import duckdb
@@ -15,10 +16,11 @@ import pyarrow.parquet as pq
 from pipeline.engine.parts import MANIFEST
 from pipeline.engine.step import StepReport
 from pipeline.errors import InputError
-from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA
+from pipeline.rows.sample import DROPPED_SCHEMA, SAMPLE_SCHEMA, TASKS
 
 FORMAT = "glotloom-dataset-1"
 SPLITS = ("train", "validation")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class DatasetFolder:
 
     def shards(self, config: str, split: str) -> list[Path]:
         """The Parquet files of one split of one config; none where the split is empty."""
-        return sorted((self.path / "data" / config).glob(f"{split}-*.parquet"))
+        return [self.path / name for name in sorted(self.manifest["configs"][config][split]["files"])]
 
     def rows(self, config: str, split: str) -> Iterator[dict[str, Any]]:
         """Rows in the order of their ids, in bounded memory."""
@@ -77,7 +79,8 @@ class DatasetFolder:
 
 
 def open_dataset(path: Path) -> DatasetFolder:
-    """A finished dataset folder; InputError where there is none, or where a shard or a column of one is gone."""
+    """A finished dataset folder; InputError where there is none, where a shard or a column of one is gone, or where the
+    manifest is not what a build writes: names of configs become names of files, and no file may lie outside the folder."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -87,17 +90,87 @@ def open_dataset(path: Path) -> DatasetFolder:
             else "does not exist"
         )
         raise InputError(f"{path}: {state}") from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path / MANIFEST}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / MANIFEST}: is not JSON: {error}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise InputError(f"{path}: is not a glotloom dataset (manifest.json has format {found!r})")
+    _check_shape(manifest, path / MANIFEST)
     for name in manifest["files"]:
-        if not (path / name).is_file():
-            raise InputError(f"{path}: lacks {name}, which its manifest names; run the same `glotloom build` again")
+        _check_place(path, name)
         if name.endswith(".parquet"):
             _check_columns(path / name, DROPPED_SCHEMA if name.startswith("dropped/") else SAMPLE_SCHEMA)
     return DatasetFolder(path, manifest)
+
+
+def _check_shape(manifest: dict[str, Any], file: Path) -> None:
+    """InputError naming the key whose value is not what a build writes."""
+
+    def expect(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{file}: {key}: expected {expected}; run the same `glotloom build` again")
+
+    recipe: Any = manifest.get("recipe")
+    stages: Any = manifest.get("stages")
+    configs: Any = manifest.get("configs")
+    files: Any = manifest.get("files")
+    expect(isinstance(manifest.get("fingerprint"), str), "fingerprint", "a text")
+    expect(_has(recipe, name=str, seed=int) and _are_texts(recipe.get("languages")), "recipe", "a table with name, seed, languages")
+    expect(isinstance(stages, list) and all(map(_is_report, stages)), "stages", "a list with every stage's counts")
+    expect(_are_texts(files) and all(map(_is_inside, files)), "files", "relative names of files in the folder, without ..")
+    expect(isinstance(configs, dict), "configs", "a table of configs")
+    for name, config in configs.items():
+        key = f"configs.{name!r}"
+        expect(_WORD.fullmatch(name) is not None, key, "a name {language}_{task} of letters, digits, _ and -")
+        expect(_has(config, language=str, task=str), key, "a table with language, task and the splits")
+        expect(name == f"{config['language']}_{config['task']}", key, "its language and task to be those in its name")
+        expect(config["language"] in recipe["languages"], f"{key}.language", "one of the recipe's languages")
+        expect(config["task"] in TASKS, f"{key}.task", f"one of {', '.join(TASKS)}")
+        for split in SPLITS:
+            found: Any = config.get(split)
+            expect(_has(found, rows=int, tokens=int), f"{key}.{split}", "a table with rows, tokens and files")
+            named: Any = found.get("files")
+            expect(_are_texts(named) and set(named) <= set(files), f"{key}.{split}.files", "names that stand in files")
+
+
+def _has(table: Any, **kinds: type) -> bool:
+    """Whether it is a table with these keys."""
+    return isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _is_report(report: Any) -> bool:
+    """Whether it is the table of a `StepReport`."""
+    if not _has(report, stage=str, unit_in=str, unit_out=str, rows_in=int, rows_used=int, rows_out=int, dropped=dict):
+        return False
+    known, needed = {f.name for f in fields(StepReport)}, {f.name for f in fields(StepReport) if f.default_factory is MISSING}
+    counts = (report["dropped"], report.get("counters", {}))
+    return needed <= set(report) <= known and all(
+        isinstance(table, dict) and all(isinstance(n, int) for n in table.values()) for table in counts
+    )
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return name != "" and "\0" not in name and "\\" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+def _check_place(folder: Path, name: str) -> None:
+    try:
+        is_there = (folder / name).is_file()
+    except OSError as error:
+        raise InputError(f"{folder / MANIFEST}: files: {name[:60]!r}: {error.strerror}") from error
+    if not is_there:
+        raise InputError(f"{folder}: lacks {name}, which its manifest names; run the same `glotloom build` again")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{folder / MANIFEST}: files: {name} leads out of the folder; expected files within it, no links to others"
+        )
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:
