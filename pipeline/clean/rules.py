@@ -16,6 +16,7 @@ from pipeline.languages import load_language
 from pipeline.rows.sample import Sample, sample_from_row
 from pipeline.rows.tables import TextTable
 from pipeline.text.identify import mask, mixed_in, other_language
+from pipeline.text_marks import CONTROL_MARK, STRIKE_TAGS
 
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3
@@ -23,6 +24,9 @@ _MIXED = 1 / 3
 _SENTENCE = re.compile(r"[^.!?。！？।॥؟\n]+[.!?。！？।॥؟\n]?")
 _ENDS = re.compile(r"[.!?…。！？।॥؟:：)\]}）】」』“”\"’'»«`*$][\s\u200e\u200f]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
+# Code that ends: what stands after a fence that is never closed is looked at. Not `mask`, which takes out what stands between two
+# dollar signs as well.
+_CODE = re.compile(r"```.*?```|(?<!`)`[^`\n]+`(?!`)", re.DOTALL)
 
 Rule = Callable[[Sample], tuple[str, str] | None]
 
@@ -47,6 +51,7 @@ def row_rules(languages: tuple[str, ...], min_answer_characters: int) -> list[Ru
     """The rules in the order in which they are asked; the first reason counts."""
     return [
         turns_alternate,
+        turns_have_no_control_marks,
         functools.partial(answers_are_there, min_answer_characters=min_answer_characters),
         answers_do_not_refuse,
         answers_do_not_loop,
@@ -65,6 +70,20 @@ def turns_alternate(sample: Sample) -> tuple[str, str] | None:
         return "turns_do_not_alternate", " ".join(roles) or "no turn"
     if any(not m.content.strip() for m in sample.messages if m.role == "user"):
         return "question_empty", ""
+    return None
+
+
+def turns_have_no_control_marks(sample: Sample) -> tuple[str, str] | None:
+    """No turn has a chat template's mark, which could forge another turn; the system turn is number 0.
+
+    What stands in code may: a row that explains chat templates quotes their marks there. In rows of the task code `<s>` is HTML.
+    """
+    allowed = STRIKE_TAGS if sample.task == "code" else frozenset()
+    first = 0 if sample.messages[0].role == "system" else 1
+    for number, message in enumerate(sample.messages, first):
+        for found in CONTROL_MARK.findall(_CODE.sub("` `", message.content)):
+            if found.lower() not in allowed:
+                return "control_marks", f"{found} in turn {number}"
     return None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers, sentences
 from pipeline.languages import Language, load_language
+from pipeline.text_marks import CONTROL_MARK
 
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""
@@ -28,11 +29,8 @@ _QUESTION_END = re.compile(r"(?:[?？؟]|か。)$")  # in Japanese prose a quest
 _SENTENCE_CLOSED = re.compile(r"[.!?…。！？।॥؟][\"“”’»«」』)）\]\u200e\u200f]*$")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•·・#>①-⑳]|\d{1,2}[.)、．](?!\d)|[(（]\d{1,2}[)）])\s*\S", re.MULTILINE)
 _FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
-_CONTROL = re.compile(
-    r"<\|[^|\n]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<[｜|][^>\n]{1,40}[｜|]>|"
-    r"^\s*(?:user|assistant|system|human)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
+# A speaker's name before a line too, which a pool's honest transcripts have and a passage or an answer about it has not.
+_CONTROL = re.compile(rf"{CONTROL_MARK.pattern}|^[^\S\n]*(?:user|assistant|system|human)\s*:", re.IGNORECASE | re.MULTILINE)
 _HAN_PER_WORD, _KANA_PER_WORD = 1.6, 3.0
 """So many characters make about the word that other languages write."""
 _RUN, _UNSPACED_RUN = 4, 9  # words, or characters: so many in the same order three times are a loop
