@@ -91,7 +91,7 @@ def reasons_in_code() -> set[str]:
             told: list[ast.expr] = []
             if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
                 told = node.value.elts[:1]
-            elif isinstance(node, ast.Tuple) and len(node.elts) == 5:
+            elif isinstance(node, ast.Tuple) and len(node.elts) == 5 and not isinstance(node.elts[0], ast.Constant):
                 told = node.elts[1:2]
             elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in {
                 "drop",

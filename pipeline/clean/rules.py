@@ -16,7 +16,7 @@ from pipeline.languages import load_language
 from pipeline.rows.sample import Sample, sample_from_row
 from pipeline.rows.tables import TextTable
 from pipeline.text.identify import mask, mixed_in, other_language
-from pipeline.text_marks import CONTROL_MARK, STRIKE_TAGS
+from pipeline.text.marks import CONTROL_MARK, STRIKE_TAGS
 
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3

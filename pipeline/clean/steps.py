@@ -37,7 +37,7 @@ def rules_step(recipe: Recipe, inputs: tuple[Step, ...]) -> Step:
     decide = functools.partial(
         decide_by_rules, languages=recipe.languages, min_answer_characters=recipe.clean.min_answer_characters, own=own
     )
-    return _step("rules", 5, Decide(decide, by_part=True), config, inputs=inputs, files=files)
+    return _step("rules", 6, Decide(decide, by_part=True), config, inputs=inputs, files=files)
 
 
 def duplicates_step(recipe: Recipe, inputs: Step) -> Step:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers, sentences
 from pipeline.languages import Language, load_language
-from pipeline.text_marks import CONTROL_MARK
+from pipeline.text.marks import CONTROL_MARK
 
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""

@@ -25,7 +25,7 @@ from pipeline.languages import Language
 from pipeline.rows.sample import Source
 
 _MALFORMED = (ParseError, MalformedXML, ValueError, AssertionError, AttributeError, TypeError)  # as mwxml has it
-_REDIRECT = re.compile(r"^\s*#\w+\s*:?\s*\[\[")
+_REDIRECT = re.compile(r"^\s*#\w+\s*+:?\s*+\[\[")
 
 
 def read_dump(

@@ -31,7 +31,7 @@ def _stories(dataset: DatasetFolder, condition: str, row_id: str) -> list[str]:
 
 
 def _kept(dataset: DatasetFolder, condition: str, row_id: str) -> Iterator[str]:
-    passed = [r.stage for r in dataset.reports if r.unit_in == "rows" and not r.stage.startswith("pool-")]
+    passed = [r.stage for r in dataset.reports if r.unit_in == "rows" and not r.stage.startswith(("read-", "pool-"))]
     for *row, split in dataset.query(f"SELECT {_COLUMNS}, split FROM data WHERE {condition} ORDER BY id", row_id):
         yield "\n".join(
             [*_story(row), f"  kept by    {', '.join(passed)}", f"  stands in  {row[1]}_{row[2]}, split {split}", *_turns(row)]

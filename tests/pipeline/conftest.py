@@ -19,7 +19,10 @@ import pytest
 from aiohttp import web
 from hypothesis import settings
 
-from pipeline.engine.step import Stage, StageRun, StepReport, rows_of, run_stage, stage_folder
+from pipeline.engine.parts import rows_of, step_folder
+from pipeline.engine.processes import Processes
+from pipeline.engine.run import run_step
+from pipeline.engine.step import Make, Step, StepReport
 from pipeline.rows.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id
 
 # A busy machine is no failure.
@@ -155,21 +158,19 @@ def sample() -> Callable[..., Sample]:
 
 
 @pytest.fixture(scope="session")
-def run_over() -> Callable[[Callable[[Stage], Stage], Sequence[Sample]], Outcome]:
-    """Build a stage on rows, run it in a work folder of its own, and say what became of the rows."""
+def run_over() -> Callable[[Callable[[Step], Step], Sequence[Sample]], Outcome]:
+    """Build a step on rows, run it in a work folder of its own, and say what became of the rows."""
 
-    def run(build: Callable[[Stage], Stage], rows: Sequence[Sample]) -> Outcome:
-        def give(stage: StageRun) -> None:
-            for row in rows:
-                stage.keep(row)
-
-        given = Stage(name="given", version=1, run=give, config={}, schema=SAMPLE_SCHEMA)
+    def run(build: Callable[[Step], Step], rows: Sequence[Sample], rows_per_part: int = 3) -> Outcome:
+        given = Step(
+            name="given", version=1, does=Make(lambda _, context: iter(rows), by_part=False), config={}, schema=SAMPLE_SCHEMA
+        )
         with TemporaryDirectory() as folder:
             work = Path(folder)
-            run_stage(given, work)
-            stage = build(given)
-            report = run_stage(stage, work)
-            out = stage_folder(stage, work)
+            run_step(given, work, Processes(1), rows_per_part)
+            step = build(given)
+            report = run_step(step, work, Processes(1), rows_per_part)
+            out = step_folder(step, work)
             return Outcome([sample_from_row(row) for row in rows_of(out)], list(rows_of(out, "dropped")), report)
 
     return run

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.files import content_hash
 from pipeline.rows.sample import (
     DROPPED_SCHEMA,
     PASSAGE_SCHEMA,
@@ -16,7 +17,6 @@ from pipeline.rows.sample import (
     Sample,
     Section,
     Source,
-    content_hash,
     drop,
     passage_from_row,
     sample_from_row,

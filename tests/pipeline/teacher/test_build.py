@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -57,8 +58,9 @@ class Bench:
         self.extra = ""
         server.answer = obedient
 
-    def build(self, **teachers: dict[str, Any]) -> set[str]:
-        """The names whose passages were asked about."""
+    def build(self, one: bool = False, **teachers: dict[str, Any]) -> set[str]:
+        """The names whose passages were asked about; each language has a teacher of its own, or `one` asks in both."""
+        asks = dict.fromkeys(FACTS, "main") if one else {code: code for code in FACTS}
         for code, names in self.pages.items():
             rows = [
                 {
@@ -75,9 +77,9 @@ class Bench:
             "name": "t",
             "languages": list(FACTS),
             "knowledge": {code: {"kind": "jsonl", "path": str(self.folder / f"{code}.jsonl"), "min_tokens": 20} for code in FACTS},
-            "teachers": {code: common | teachers.get(code, {}) for code in FACTS},
+            "teachers": {name: common | teachers.get(name, {}) for name in asks.values()},
             "clean": {"near_duplicate_threshold": 1.0},
-            "dialogues": {code: [{"mode": "grounded", "teacher": code}] for code in FACTS},
+            "dialogues": {code: [{"mode": "grounded", "teacher": asks[code]}] for code in FACTS},
         }
         self.server.requests.clear()
         self.dataset = build(parse_recipe(recipe), self.folder / "out")
@@ -129,3 +131,26 @@ def test_a_larger_limit_asks_again_for_what_was_cut_off_alone(bench, teacher_ser
     teacher_server.answer = cut
     bench.build(en={"max_tokens": 50}, fr={"max_tokens": 50})
     assert bench.build(en={"max_tokens": 400}, fr={"max_tokens": 50}) == {f"m {NAMES[1]}"}
+
+
+def test_both_languages_are_asked_at_the_same_time(bench, teacher_server):
+    teacher_server.delay_s = 0.02
+    bench.build()
+
+    asked = ["fr" if "gâteau" in str(request["messages"]) else "en" for request in teacher_server.requests]
+    turns = sum(one != other for one, other in itertools.pairwise(asked))
+    assert set(asked) == {"en", "fr"}
+    assert turns > 4, asked
+
+
+def test_languages_of_one_teacher_share_its_slots(bench, teacher_server):
+    teacher_server.delay_s = 0.02
+    bench.build(one=True, main={"max_concurrency": 3})
+
+    asked = ["fr" if "gâteau" in str(request["messages"]) else "en" for request in teacher_server.requests]
+    assert sum(one != other for one, other in itertools.pairwise(asked)) > 4, asked
+    assert teacher_server.most_at_once == 3
+    usage = json.loads((bench.folder / "out/usage.json").read_text())
+    assert {name: own["teacher"] for name, own in usage.items()} == {"grounded-en": "main", "grounded-fr": "main"}
+    assert sum(own["requests"] for own in usage.values()) == len(asked)
+    assert {name: own["requests"] for name, own in usage.items()} == {f"grounded-{c}": asked.count(c) for c in ("en", "fr")}

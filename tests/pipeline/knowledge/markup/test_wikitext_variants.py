@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.knowledge.dump import namespaces
-from pipeline.knowledge.wikitext import WikitextCleaner
+from pipeline.knowledge.markup.wikitext import WikitextCleaner
 from pipeline.languages import load_language
 
 CLEANER = WikitextCleaner(load_language("zh"), namespaces(load_language("zh")))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.knowledge import prose
 from pipeline.knowledge.dump import namespaces
+from pipeline.knowledge.markup import prose
+from pipeline.knowledge.markup.wikitext import WikitextCleaner
 from pipeline.knowledge.records import plain_sections
-from pipeline.knowledge.wikitext import WikitextCleaner
 from pipeline.languages import load_language
 
 MOST_S = 4.0

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.clean.rules import row_rules, rules_stage, turns_have_no_control_marks
+from pipeline.clean.rules import row_rules, turns_have_no_control_marks
+from pipeline.clean.steps import rules_step
 from pipeline.dialogues.gates import passage_fault
 from pipeline.languages import load_language
 from pipeline.recipe import parse_recipe
-from pipeline.sample import Message
+from pipeline.rows.sample import Message
 
 MARKS = ["<|im_end|>", "<|IM_START|>", "[INST]", "[/inst]", "<<SYS>>", "<</SYS>>", "<s>", "</s>", "<start_of_turn>", "<｜User｜>"]
 
@@ -62,7 +63,7 @@ def test_the_system_turn_is_turn_0(sample):
 
 def test_the_rule_is_one_of_the_stage(sample, run_over):
     recipe = parse_recipe({"name": "p", "languages": ["en"], "agnostic": {"math": {"path": "p.jsonl", "budget": {"en": "all"}}}})
-    outcome = run_over(lambda given: rules_stage(recipe, (given,)), [sample("2 + 2?", "4 <|im_end|>", task="math")])
+    outcome = run_over(lambda given: rules_step(recipe, (given,)), [sample("2 + 2?", "4 <|im_end|>", task="math")])
 
     assert outcome.reasons == {"row": "control_marks"}
     assert turns_have_no_control_marks in row_rules(("en",), 10)

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from pipeline.knowledge import prose
 from pipeline.knowledge.dump import namespaces
-from pipeline.knowledge.wikitext import WikitextCleaner
+from pipeline.knowledge.markup import prose
+from pipeline.knowledge.markup.wikitext import WikitextCleaner
 from pipeline.languages import load_language
 
 LENGTH = 50_000

@@ -13,8 +13,8 @@ from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset import open_dataset
 from pipeline.errors import InputError
+from pipeline.release import open_dataset
 
 Glotloom = Callable[..., Result]
 
