@@ -220,16 +220,33 @@ def test_every_deployment_names_a_flow_and_parameters_that_it_takes() -> None:
     assert names["build-dataset/nightly"] and names["train-adapter/weekly"] and not names["export-dataset/on-demand"]
 
 
-def test_a_stage_asks_a_teacher_again_but_never_a_user() -> None:
+def test_a_step_asks_a_teacher_again_but_never_a_user() -> None:
     from prefect.states import Failed
 
     from flows.build import _may_help, _task_of
     from pipeline import InputError, WorkError
+    from pipeline.build import plan
+    from pipeline.recipe import parse_recipe
+    from pipeline.teacher import BudgetError
 
-    assert _task_of("grounded-en").retries == 2 == _task_of("closed_book-fr").retries
-    assert _task_of("passages-en").retries == 0
-    assert _may_help(_task_of("grounded-en"), None, Failed(data=WorkError("the teacher went away")))  # type: ignore[arg-type]
-    assert not _may_help(_task_of("grounded-en"), None, Failed(data=InputError("no such file")))  # type: ignore[arg-type]
+    dialogues = {"fr": [{"mode": "reverse", "teacher": "main"}], "en": [{"mode": "grounded", "teacher": "main"}]}
+    knowledge = {"kind": "wikipedia-dump", "path": "sample:knowledge/frwiki-sample.xml.bz2"}
+    recipe = {
+        "name": "p",
+        "languages": ["fr", "en"],
+        "knowledge": dict.fromkeys(dialogues, knowledge),
+        "dialogues": dialogues,
+        "teachers": {"main": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}},
+    }
+    tasks = {step.name: _task_of(step) for step in plan(parse_recipe(recipe))}
+    assert {name for name, task in tasks.items() if task.retries == 2} == {"reverse-fr", "grounded-en"}
+    assert {task.retries for name, task in tasks.items() if name not in ("reverse-fr", "grounded-en")} == {0}
+    for error, helps in (
+        (WorkError("the teacher went away"), True),
+        (InputError("no such file"), False),
+        (BudgetError("spent"), False),
+    ):
+        assert _may_help(tasks["grounded-en"], None, Failed(data=error)) is helps  # type: ignore[arg-type]
 
 
 def test_a_worker_takes_no_relative_folder_and_a_plain_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
