@@ -19,6 +19,7 @@ from pipeline.rows.sample import (
     Source,
     drop,
     passage_from_row,
+    rows_to_table,
     sample_from_row,
     sample_id,
 )
@@ -63,6 +64,18 @@ def test_a_passage_comes_back_from_arrow_as_it_went(passage):
     table = pa.Table.from_pylist([asdict(passage)], schema=PASSAGE_SCHEMA)
 
     assert passage_from_row(table.to_pylist()[0]) == passage
+
+
+@pytest.mark.parametrize(("rows", "schema"), [(SAMPLES, SAMPLE_SCHEMA), (PASSAGES, PASSAGE_SCHEMA)], ids=["samples", "passages"])
+@given(st.data())
+def test_rows_become_the_table_that_arrow_makes_of_them_one_by_one(rows, schema, data):
+    given_rows = data.draw(st.lists(rows, max_size=5))
+
+    found = rows_to_table(given_rows, schema)
+
+    found.validate(full=True)
+    assert found.schema.equals(schema)
+    assert found.equals(pa.Table.from_pylist([asdict(row) for row in given_rows], schema=schema))
 
 
 @given(SAMPLES)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.commands.decontaminate import decontaminate
 from pipeline.commands.dedup import dedup
 from pipeline.commands.identify import identify_table
 from pipeline.commands.parallel import parallel
 from pipeline.errors import InputError, some_of
-from pipeline.rows.tables import open_table
+from pipeline.rows.tables import append_to_lists, open_table
 from pipeline.text.identify import mask
 
 BROKEN = pa.array([b"caf\xe9 and more of it", b"plain text, all of it fine"], pa.binary())
@@ -148,3 +150,32 @@ def test_formulas_that_never_end_cost_no_more_than_their_length(opening):
 def test_a_message_names_a_few_of_many_and_no_control_characters():
     assert some_of(f"code{n}" for n in range(9)) == "code0, code1, code2, code3, code4 and 4 more"
     assert some_of(["en\x1b[31m"]) == r"en\x1b[31m"
+
+
+WORDS = st.text("ab字", max_size=2)
+PAIRS = st.fixed_dictionaries({"stage": WORDS, "decision": WORDS})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.string(), WORDS),
+        (pa.int64(), st.integers(-9, 9)),
+        (pa.struct([("stage", pa.string()), ("decision", pa.string())]), PAIRS),
+    ],
+    ids=["texts", "numbers", "structs"],
+)
+@given(st.data())
+def test_an_item_more_at_the_end_of_each_list_is_what_plain_python_appends(kind, values, data):
+    lists = data.draw(st.lists(st.none() | st.lists(values, max_size=3), max_size=8))
+    items = data.draw(st.lists(st.none() | values, min_size=len(lists), max_size=len(lists)))
+    first = data.draw(st.integers(0, len(lists)))
+
+    given_lists, given_items = pa.array(lists, pa.list_(kind)), pa.array(items, kind)
+    found = append_to_lists(given_lists.slice(first), given_items.slice(first))
+
+    assert found.type == pa.list_(kind)
+    found.validate(full=True)
+    assert found.to_pylist() == [
+        [*(own or []), *([] if item is None else [item])] for own, item in zip(lists[first:], items[first:], strict=True)
+    ]
