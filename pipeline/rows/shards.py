@@ -98,12 +98,17 @@ def _tables(files: Sequence[Path]) -> Iterator[pa.Table]:
 
 def _write(task: _Task) -> int:
     shard = task.shard
-    with pa.OSFile(str(task.stream)) as file, pa.ipc.open_stream(file) as stream:
+    with pa.memory_map(str(task.stream)) as file, pa.ipc.open_stream(file) as stream:
         rows = stream.read_all()
-    rows = rows.sort_by([(name, "ascending") for name in shard.sort_by]).select(shard.schema.names).cast(shard.schema)
+    keys = rows.select(list(shard.sort_by))
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in shard.sort_by])
     shard.path.parent.mkdir(parents=True, exist_ok=True)
-    with AtomicFile(shard.path) as temporary:
-        pq.write_table(rows, temporary, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    tokens = 0
+    with AtomicFile(shard.path) as temporary, pq.ParquetWriter(temporary, shard.schema, compression="zstd") as writer:
+        for begin in range(0, rows.num_rows, _ROWS_PER_GROUP):
+            group = rows.take(order.slice(begin, _ROWS_PER_GROUP)).select(shard.schema.names).cast(shard.schema)
+            writer.write_table(group, row_group_size=_ROWS_PER_GROUP)
+            for chunk in group.column("messages").chunks:
+                tokens += int(estimate_all_tokens(chunk.flatten().field("content")).sum())
     task.stream.unlink()
-    contents = (chunk.flatten().field("content") for chunk in rows.column("messages").chunks)
-    return sum(int(estimate_all_tokens(texts).sum()) for texts in contents)
+    return tokens
