@@ -5,7 +5,10 @@ Rows say themselves what becomes of them, in the words of their question.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -161,6 +164,17 @@ def log_and_maybe_break(numbers: Iterator[int], context: Context, log: Path, err
         if a_row(7, "keep").id == row.id and log.with_name("break").exists():
             raise error("broken off")
         yield row
+
+
+def kill_in_the_middle(numbers: Iterator[int], context: Context, mark: Path) -> Iterator[Outcome]:
+    """The process of the second part is killed once, when it has written half of it."""
+    row = a_row(0, "keep")
+    for number in numbers:
+        for place in range(10_001 if number == 1 else 1):
+            yield replace(row, id=f"{number}-{place}")
+        if number == 1 and not mark.exists() and multiprocessing.parent_process() is not None:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def step_of(does: Make | Decide, inputs: tuple[Step, ...] = (), name: str = "test", **rest: Any) -> Step:
@@ -439,6 +453,19 @@ def test_wrong_input_in_one_part_leaves_nothing_though_others_are_being_done(tmp
     time.sleep(1.5)  # what was being done has ended
 
     assert not step_folder(step, tmp_path).exists()
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_part_leaves_no_trace(tmp_path, two):
+    make = partial(kill_in_the_middle, mark=tmp_path / "killed")
+    step = step_of(Make(make, by_part=True, cut=partial(cut, 4)))
+
+    report = run_step(step, tmp_path / "work", two, 1)
+    run_step(step, tmp_path / "undisturbed", Processes(1), 1)
+
+    assert report.rows_out == 10_004
+    assert outcome(step, tmp_path / "work") == outcome(step, tmp_path / "undisturbed")
+    names = [{path.name for path in step_folder(step, tmp_path / work).iterdir()} for work in ("work", "undisturbed")]
+    assert names[0] == names[1]
 
 
 def test_dropped_rows_that_were_never_whole_are_listed_too(tmp_path):
