@@ -48,7 +48,7 @@ from across_languages import identification, parallel_groups, translated_items
 from cleaning_scale import every_stage, memory_by_rows
 
 from pipeline.clean.exact import normalise
-from pipeline.clean.near import Bands, all_band_keys
+from pipeline.clean.shingles import Bands, band_keys, code_points
 from pipeline.commands.dedup import dedup
 
 THRESHOLD, MARGIN = 0.8, 0.02
@@ -119,20 +119,18 @@ def alike(one: str, other: str) -> bool:
 
 def glotloom(file: Path) -> dict[int, list[int]]:
     out = file.with_name("out.parquet")
-    dedup(file, "text", out, threshold=THRESHOLD)
+    dedup(file, "text", out, threshold=THRESHOLD, workers=1)
     dropped = pq.read_table(file.with_name("out.dropped.parquet")).to_pylist()
     return {int(row["id"]): [int(row["partner_id"])] for row in dropped}
 
 
 def candidates(file: Path) -> dict[int, list[int]]:
     """What the peers do: rows that share a band with an earlier one, nothing verified and nothing written."""
-
-    def texts() -> Iterator[pa.Array]:
-        with pq.ParquetFile(file) as parquet:
-            yield from (batch.column(0) for batch in parquet.iter_batches(4_096, columns=["text"]))
-
+    with pq.ParquetFile(file) as parquet:
+        texts = (batch.column(0) for batch in parquet.iter_batches(4_096, columns=["text"]))
+        keys = np.concatenate([band_keys(*code_points(array), Bands.at(THRESHOLD)) for array in texts], axis=1)
     found: dict[int, list[int]] = {}
-    for band in all_band_keys(texts, pq.read_metadata(file).num_rows, Bands.at(THRESHOLD)):
+    for band in keys:
         order = np.argsort(band, kind="stable")
         same = band[order[1:]] == band[order[:-1]]
         first = np.where(np.append(False, same), 0, np.arange(len(order)))

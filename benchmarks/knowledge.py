@@ -22,9 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.step import run_stage
+from pipeline.engine.executors import open_executor
+from pipeline.engine.run import run_step
 from pipeline.knowledge.dump import read_dump
-from pipeline.knowledge.passages import passage_stage
+from pipeline.knowledge.passages import passage_step
 from pipeline.languages import load_language
 from pipeline.recipe import parse_recipe
 
@@ -68,7 +69,8 @@ def measure(dump: Path, code: str, documents: int) -> dict[str, Any]:
         }
         recipe = {"name": "k", "languages": [code], "knowledge": {code: knowledge}, "dialogues": {code: [{"mode": "reverse"}]}}
         began = time.perf_counter()
-        report = run_stage(passage_stage(parse_recipe(recipe), code), Path(folder))
+        with open_executor() as executor:
+            report = run_step(passage_step(parse_recipe(recipe), code), Path(folder), executor, 20_000)
         return result | {
             "documents": report.rows_used,
             "passages": report.rows_out,

@@ -8,6 +8,7 @@ thread, since each has all cores through the executor.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ class Place(TypedDict):
     overrides: Sequence[str]
     work: str
     executor: ExecutorOptions
+    stop: threading.Event
+    """Set when a task failed or the run was cancelled: no teacher is asked more."""
 
 
 @flow(name="build-dataset", persist_result=False)
@@ -93,7 +96,7 @@ def build_dataset(
         steps = plan(wanted)
         check_teachers(wanted, steps)
         with workspace(steps, folder) as work, open_executor(options):
-            given = Place(recipe=recipe, overrides=overrides, work=str(work), executor=options)
+            given = Place(recipe=recipe, overrides=overrides, work=str(work), executor=options, stop=threading.Event())
             done = [counts for wave in waves(steps) for counts in _make_wave(wave, given)]
             publish_dataset(given, str(folder))
     except (InputError, WorkError) as error:
@@ -109,7 +112,7 @@ def _make_wave(wave: Sequence[Step], given: Place) -> list[StageCounts]:
         runs = [_task_of(step).submit(given, step.name) for step in wave]
         return [run.result() for run in runs]
     except BaseException:
-        stop_asking()
+        stop_asking(given["stop"])
         raise
 
 
@@ -121,7 +124,7 @@ def make_stage(given: Place, name: str) -> StageCounts:
     step = _step_of(wanted, name)
     finished_before = finished(step_folder(step, folder)) is not None
     with open_executor(given["executor"]) as executor:
-        report = run_step(step, folder, executor, wanted.engine.part_rows, _now_and_then(logger.info))
+        report = run_step(step, folder, executor, wanted.engine.part_rows, _now_and_then(logger.info), given["stop"])
     logger.info("%s; %s", in_words(report), "finished before" if finished_before else "made now")
     if finished(step_folder(step, folder)) is None:
         _ask_again_or_go_on(logger.warning)

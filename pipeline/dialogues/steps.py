@@ -184,7 +184,7 @@ def _ask(
     # Another model file of the same name is another teacher.
     which = "".join(f"-{file_hash(path, context.work)[:8]}" for path in files)
     ledger = context.work / LEDGER_FOLDER / f"{name}{which}.sqlite"
-    with _in_drawn_order(rows, context, seed) as passages, shared_teacher(name, teacher, ledger) as asking:
+    with _in_drawn_order(rows, context, seed) as passages, shared_teacher(name, teacher, ledger, context.stop) as asking:
         outcomes: AsyncIterator[tuple[Passage, Dialogue | list[ReverseDialogue] | Refused]]
         if mode.mode == "reverse":
             outcomes = _instructed_dialogues(

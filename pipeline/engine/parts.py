@@ -39,6 +39,8 @@ class TaskReport:
     counters: dict[str, int]
     facts: dict[str, int]
     files: dict[str, str]
+    rows_per_part: int | None = None
+    """As the task was told; of other parts than now it says nothing."""
     run_again: bool = False
     usage: dict[str, Any] = field(default_factory=dict)
 

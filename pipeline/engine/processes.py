@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -80,6 +81,11 @@ class Processes:
             while waiting:
                 result, lost = self._first(function, waiting, lost)
                 yield result
+        except Exception:
+            for _, _, future in waiting:
+                future.cancel()
+            wait_for([future for _, _, future in waiting])  # nothing of this work is under way when its error is told
+            raise
         finally:
             for _, _, future in waiting:
                 future.cancel()

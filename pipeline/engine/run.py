@@ -7,6 +7,7 @@ cores of a machine; last, when nothing else can be done, the steps that ask a te
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +38,21 @@ def run_steps(
     progress: Progress = silent,
     on_report: OnReport | None = None,
     rows_per_part: int,
-    stop_asking: Callable[[], None] = lambda: None,
+    stop_asking: Callable[[threading.Event], None] = threading.Event.set,
 ) -> None:
-    """Run the steps, whose inputs are among them, in `work`. `stop_asking` ends what waits for a teacher, in other threads.
+    """Run the steps, whose inputs are among them, in `work`.
 
     Killed at any moment, the same call goes on: tasks that were finished stay. Raises what a step raises; WorkError when the disk
-    is full.
+    is full. Where a step that asks a teacher fails, `stop_asking` sets the event that it is given and ends what waits under it.
     """
     tell = on_report or (lambda report: None)
+    stop = threading.Event()
     for wave in waves(steps):
         if wave[0].teacher is None:
-            _run_quietly(wave, work, executor, progress, tell, rows_per_part)
+            _run_quietly(wave, work, executor, progress, tell, rows_per_part, stop)
         else:
-            _run_at_once([partial(run_step, step, work, executor, rows_per_part, progress) for step in wave], tell, stop_asking)
+            runs = [partial(run_step, step, work, executor, rows_per_part, progress, stop) for step in wave]
+            _run_at_once(runs, tell, partial(stop_asking, stop))
 
 
 def waves(steps: Sequence[Step]) -> Iterator[list[Step]]:
@@ -64,17 +67,31 @@ def waves(steps: Sequence[Step]) -> Iterator[list[Step]]:
         waiting = [step for step in waiting if step.name not in done]
 
 
-def run_step(step: Step, work: Path, executor: Executor, rows_per_part: int, progress: Progress = silent) -> StepReport:
-    """Run one step unless it was finished before; its inputs must be finished."""
+def run_step(
+    step: Step,
+    work: Path,
+    executor: Executor,
+    rows_per_part: int,
+    progress: Progress = silent,
+    stop: threading.Event | None = None,
+) -> StepReport:
+    """Run one step unless it was finished before; its inputs must be finished. Once `stop` is set no teacher is asked more."""
+    stop = stop or threading.Event()
     run = _Run(step, work, progress, rows_per_part)
     if run.finished is None:
-        run.do_whole(executor)
+        run.do_whole(executor, stop)
         run.take_all(_spread(executor, run.tasks))
     return run.report()
 
 
 def _run_quietly(
-    steps: Sequence[Step], work: Path, executor: Executor, progress: Progress, tell: OnReport, rows_per_part: int
+    steps: Sequence[Step],
+    work: Path,
+    executor: Executor,
+    progress: Progress,
+    tell: OnReport,
+    rows_per_part: int,
+    stop: threading.Event,
 ) -> None:
     """Steps that ask no teacher; what is done part by part goes to the executor together."""
     runs = [_Run(step, work, progress, rows_per_part) for step in steps]
@@ -83,7 +100,7 @@ def _run_quietly(
     try:
         for run in runs:
             if run.finished is None:
-                run.do_whole(executor)
+                run.do_whole(executor, stop)
                 run.take_all(results if run.step.does.by_part else _spread(executor, run.tasks))
             tell(run.report())
     except BaseException:
@@ -150,7 +167,7 @@ class _Run:
         self._rows = sum(Part(path).count() for path in self.inputs) if step.inputs else None
 
     def _of_parts(self) -> Iterator[Task]:
-        does, task = self.step.does, partial(Task, self._sent, self.folder, self.work)
+        does, task = self.step.does, partial(Task, self._sent, self.folder, self.work, rows_per_part=self._rows_per_part)
         if isinstance(does, Make):
             if does.by_part:
                 sources = does.cut(self._rows_per_part) if does.cut else [Part(path) for path in self.inputs]
@@ -163,35 +180,38 @@ class _Run:
 
     def _forget_half_done(self) -> None:
         """Files that no finished task names."""
-        numbers = [*(task.number for task in self.tasks), WHOLE]
-        accounts = {account(self.folder, number).name: read_account(self.folder, number) for number in numbers}
-        known = {name for name, report in accounts.items() if report}
-        known |= {name for report in accounts.values() if report for name in report.files}
-        if read_account(self.folder, WHOLE):
-            known |= {path.name for path in self.folder.glob("*.arrow")}
+        known = set()
+        for task in (self._of_all(), *self.tasks):
+            if report := read_account(task):
+                known |= {account(self.folder, task.number).name, *report.files}
+                known |= {path.name for path in self.folder.glob("*.arrow")} if task.number == WHOLE else set()
         for path in self.folder.iterdir():
             if path.name not in known:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _of_all(self) -> Task:
+        """The task of what is done over everything at once."""
+        task = partial(Task, self._sent, self.folder, self.work, WHOLE, rows_per_part=self._rows_per_part)
+        if isinstance(self.step.does, Make):
+            return task(sources=tuple(map(Part, self.inputs)))
+        return task(parts=tuple(self.inputs))
 
     def forget_if_empty(self) -> None:
         """After an error elsewhere: a step of which nothing is done leaves no trace."""
         with suppress(OSError):
             self.folder.rmdir()
 
-    def do_whole(self, executor: Executor) -> None:
+    def do_whole(self, executor: Executor, stop: threading.Event) -> None:
         """What is done over everything at once."""
-        does = self.step.does
-        if does.by_part:
+        if self.step.does.by_part:
             return
-        every: dict[str, tuple[Part, ...] | tuple[Path, ...]]
-        every = {"sources": tuple(map(Part, self.inputs))} if isinstance(does, Make) else {"parts": tuple(self.inputs)}
-        task = Task(self._sent, self.folder, self.work, WHOLE, rows_per_part=self._rows_per_part, **every)  # type: ignore[arg-type]
+        task = self._of_all()
         with _told(self.step, self.folder):
-            # A teacher is asked from here: its client is shared by all who ask it.
-            report = read_account(self.folder, WHOLE)
-            self._whole = report or (
-                do_all(task, executor.map, 1, self._progress) if self.step.teacher else executor.alone(do_all, task, self._progress)
-            )
+            self._whole = read_account(task)
+            if self._whole is None and self.step.teacher:  # from here: its client is shared by all who ask it
+                self._whole = do_all(task, executor.map, 1, self._progress, stop)
+            elif self._whole is None:
+                self._whole = executor.alone(do_all, task, self._progress)
 
     _whole: TaskReport | None = None
 
@@ -227,6 +247,8 @@ class _Run:
             if self.step.refuse and (wrong := self.step.refuse(account_of_all)):
                 raise InputError(wrong)
             forget_decisions(self.folder)
+            for path in self.folder.glob(".*.tmp"):  # of a worker that was killed and replaced
+                path.unlink(missing_ok=True)
             usage = next((report.usage for report in reports if report.usage), {})
             timings = {"seconds": round(time.monotonic() - self._started, 3)} | ({"usage": usage} if usage else {})
             write_json(self.folder / "timings.json", timings)

@@ -7,6 +7,7 @@ output comes from part n of the input, so where and in which order parts are don
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class Context:
     """The same where it is no sum: every part says the same."""
     usage: dict[str, Any] = field(default_factory=dict)
     """What a teacher was asked for; it goes with the timings, since another run may find it all in the ledger."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when another step failed: nothing more need be asked."""
     run_again: bool = False
     """Set where something failed that the next run should try again (a teacher that did not answer)."""
 

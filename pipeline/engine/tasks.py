@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -54,24 +55,25 @@ def account(folder: Path, number: int) -> Path:
     return folder / ("task-whole.json" if number == WHOLE else f"task-{number:05d}.json")
 
 
-def read_account(folder: Path, number: int) -> TaskReport | None:
-    """Of a task that is done and whose files are there."""
+def read_account(task: Task) -> TaskReport | None:
+    """Of a task that is done, of parts cut as they are now, and whose files are there."""
     try:
-        report = TaskReport(**json.loads(account(folder, number).read_text("utf-8")))
+        report = TaskReport(**json.loads(account(task.folder, task.number).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return report if all((folder / name).is_file() for name in report.files) else None
+    whole = report.rows_per_part == task.rows_per_part and all((task.folder / name).is_file() for name in report.files)
+    return report if whole else None
 
 
 def do_part(task: Task) -> TaskReport:
     """One part, with what this process has; done before, it only reads the account."""
-    return read_account(task.folder, task.number) or _do(task, here, 1, lambda done, total: None)
+    return read_account(task) or _do(task, here, 1, lambda done, total: None)
 
 
-def do_all(task: Task, spread: Spread, workers: int, progress: OnProgress) -> TaskReport:
+def do_all(task: Task, spread: Spread, workers: int, progress: OnProgress, stop: threading.Event | None = None) -> TaskReport:
     """All of a step at once, with all cores of this machine. What decides leaves its decisions for `apply_part`."""
     if isinstance(task.step.does, Make):
-        return _do(task, spread, workers, progress)
+        return _do(task, spread, workers, progress, stop)
     with _context(task, spread, workers, progress) as context:
         decisions = task.step.does.run(table_of(task.step, task.parts), context)
         _keep_decisions(decisions, task)
@@ -98,8 +100,9 @@ def table_of(step: Step, files: Sequence[Path]) -> TextTable:
     return TextTable(path=Path(step.name), files=tuple(files), column="messages", schema=step.schema)
 
 
-def _do(task: Task, spread: Spread, workers: int, progress: OnProgress) -> TaskReport:
+def _do(task: Task, spread: Spread, workers: int, progress: OnProgress, stop: threading.Event | None = None) -> TaskReport:
     with _context(task, spread, workers, progress) as context:
+        context.stop = stop or context.stop
         if isinstance(task.step.does, Make):
             report = _make(task, task.step.does, context)
         else:
@@ -114,7 +117,7 @@ def _context(task: Task, spread: Spread, workers: int, progress: OnProgress) -> 
     scratch = account(task.folder, task.number).with_suffix(".scratch")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        scratch.mkdir()
         yield Context(
             name=task.step.name,
             folder=scratch,
@@ -136,6 +139,7 @@ def _rows_in(task: Task) -> int | None:
 
 
 def _finish(task: Task, report: TaskReport) -> TaskReport:
+    report = replace(report, rows_per_part=task.rows_per_part)
     write_json(account(task.folder, task.number), asdict(report))
     return report
 
@@ -243,7 +247,7 @@ def _keep_decisions(decisions: Decisions, task: Task) -> None:
 
 def apply_part(task: Task) -> TaskReport:
     """What was decided about all rows, done to those of one part."""
-    if report := read_account(task.folder, task.number):
+    if report := read_account(task):
         return report
     own = sum(pq.read_metadata(path).num_rows for path in task.parts)
     with _mapped(task.folder / f"{_DECISIONS}.arrow") as all_dropped, _mapped(task.folder / f"{_VALUES}.arrow") as all_values:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from pipeline.teacher.opening import open_teacher
 Outcome = TypeVar("Outcome")
 Result = TypeVar("Result")
 _Key = tuple[str, Teacher, Path]
+_STOPPED = "stopped: another step failed, or the build was interrupted"
+_PATIENCE = 1_000  # hundredths of a second
 
 
 class _Loop:
@@ -32,20 +34,24 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Wait for it; whoever waits and is interrupted takes it back, and `stop` is told as WorkError."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def run(self, work: Coroutine[Any, Any, Result], stop: threading.Event | None = None) -> Result:
+        """Wait for it; whoever waits and is interrupted takes it back. Once `stop` is set nothing more is done: WorkError."""
+        with _REGISTRY.lock:
+            if stop is not None and stop.is_set():
+                work.close()
+                raise WorkError(_STOPPED)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            _REGISTRY.waiting[future] = stop
         try:
             return future.result()
         except CancelledError:
-            raise WorkError("stopped: another step failed, or the build was interrupted") from None
+            raise WorkError(_STOPPED) from None
         except BaseException:
             future.cancel()
             raise
-
-    def stop(self) -> None:
-        """Cancel all that is under way."""
-        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+        finally:
+            with _REGISTRY.lock:
+                del _REGISTRY.waiting[future]
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -64,7 +70,11 @@ class _Shared:
 @dataclass
 class _Registry:
     lock: threading.Lock = field(default_factory=threading.Lock)
+    opening: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a client opens or closes."""
     open: dict[_Key, _Shared] = field(default_factory=dict)
+    waiting: dict[Future[Any], threading.Event | None] = field(default_factory=dict)
+    """What threads wait for, and what stops it."""
 
 
 _REGISTRY = _Registry()
@@ -76,12 +86,13 @@ class Asking:
 
     client: TeacherClient
     _loop: _Loop
+    _stop: threading.Event | None
 
     def take(self, outcomes: AsyncIterator[Outcome]) -> Iterator[Outcome]:
         """What is made in the client's loop, one by one, in this thread; broken off, nothing more is asked."""
         none = object()
         try:
-            while (outcome := self._loop.run(_next(outcomes, none))) is not none:
+            while (outcome := self._loop.run(_next(outcomes, none), self._stop)) is not none:
                 yield outcome
         finally:
             self._loop.run(_close(outcomes))
@@ -92,22 +103,30 @@ async def _next(outcomes: AsyncIterator[Any], none: object) -> Any:
 
 
 async def _close(outcomes: AsyncIterator[Any]) -> None:
-    await outcomes.aclose()  # type: ignore[attr-defined]  # it is a generator
+    for _ in range(_PATIENCE):
+        try:
+            await outcomes.aclose()  # type: ignore[attr-defined]  # it is a generator
+            break
+        except RuntimeError:  # what was taken back has not ended yet
+            await asyncio.sleep(0.01)
 
 
 @contextmanager
-def shared_teacher(name: str, teacher: Teacher, ledger: Path) -> Iterator[Asking]:
-    """The recipe's teacher `name`, which all who ask for it at the same time share; the last one closes it."""
+def shared_teacher(name: str, teacher: Teacher, ledger: Path, stop: threading.Event | None = None) -> Iterator[Asking]:
+    """The recipe's teacher `name`, which all who ask for it at the same time share; the last one closes it.
+
+    Once `stop` is set, by `stop_asking`, nothing more is asked: WorkError.
+    """
     key = (name, teacher, ledger.absolute())
-    with _REGISTRY.lock:
+    with _REGISTRY.opening:
         if key not in _REGISTRY.open:
-            _REGISTRY.open[key] = _open(name, teacher, ledger)
+            _REGISTRY.open[key] = _open(name, teacher, ledger, stop)
         shared = _REGISTRY.open[key]
         shared.users += 1
     try:
-        yield Asking(shared.client.sharing(), shared.loop)
+        yield Asking(shared.client.sharing(), shared.loop, stop)
     finally:
-        with _REGISTRY.lock:
+        with _REGISTRY.opening:
             shared.users -= 1
             if not shared.users:
                 del _REGISTRY.open[key]
@@ -117,18 +136,20 @@ def shared_teacher(name: str, teacher: Teacher, ledger: Path) -> Iterator[Asking
                     shared.loop.close()
 
 
-def _open(name: str, teacher: Teacher, ledger: Path) -> _Shared:
+def _open(name: str, teacher: Teacher, ledger: Path, stop: threading.Event | None) -> _Shared:
     loop, stack = _Loop(f"teacher {name}"), AsyncExitStack()
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
-        return _Shared(loop, stack, loop.run(stack.enter_async_context(open_teacher(name, teacher, ledger))))
+        return _Shared(loop, stack, loop.run(stack.enter_async_context(open_teacher(name, teacher, ledger)), stop))
     except BaseException:
         loop.close()
         raise
 
 
-def stop_asking() -> None:
-    """Break off all that is asked in this process: who waits for it is told. Answers that came are kept."""
+def stop_asking(stop: threading.Event) -> None:
+    """Set `stop`, and break off all that is asked under it: who waits is told. Answers that came are kept."""
     with _REGISTRY.lock:
-        for shared in _REGISTRY.open.values():
-            shared.loop.stop()
+        stop.set()
+        under_way = [future for future, own in _REGISTRY.waiting.items() if own is stop]
+    for future in under_way:
+        future.cancel()

@@ -74,7 +74,7 @@ def test_pools_are_read_and_checked_before_a_teacher_is_asked():
 
 def run(steps: list[Step], work: Path, stop: Callable[[], None] = lambda: None) -> list[StepReport]:
     reports: list[StepReport] = []
-    run_steps(steps, work, Processes(1), on_report=reports.append, rows_per_part=3, stop_asking=stop)
+    run_steps(steps, work, Processes(1), on_report=reports.append, rows_per_part=3, stop_asking=lambda event: stop())
     return reports
 
 

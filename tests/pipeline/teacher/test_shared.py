@@ -46,9 +46,15 @@ def questions(client: TeacherClient, words: Sequence[str], slots: int = 3) -> As
     return in_order(words, ask, slots=slots, count=len(words), worth=lambda outcome: 1)
 
 
-def ask_all(teacher: Teacher, ledger: Path, words: Sequence[str], together: threading.Barrier | None = None) -> dict[str, Any]:
+def ask_all(
+    teacher: Teacher,
+    ledger: Path,
+    words: Sequence[str],
+    together: threading.Barrier | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
     """What one step does: the usage of its own, once all is answered."""
-    with shared_teacher("main", teacher, ledger) as asking:
+    with shared_teacher("main", teacher, ledger, stop) as asking:
         if together is not None:
             together.wait(10)
         assert [word for word, _ in asking.take(questions(asking.client, words))] == list(words)
@@ -174,17 +180,18 @@ def test_stopped_both_are_told_within_a_second_and_what_was_answered_is_kept(tmp
         return "A good answer."
 
     teacher_server.answer = soon_slow
-    together = threading.Barrier(2)
+    together, stop = threading.Barrier(2), threading.Event()
     with ThreadPoolExecutor(2) as threads:
         runs = [
-            threads.submit(ask_all, teacher(), tmp_path / "a.sqlite", [f"{n}-{k}" for k in range(20)], together) for n in range(2)
+            threads.submit(ask_all, teacher(), tmp_path / "a.sqlite", [f"{n}-{k}" for k in range(20)], together, stop)
+            for n in range(2)
         ]
         until = time.monotonic() + 10
         while teacher_server.delay_s < 60 and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.2)
         stopped = time.monotonic()
-        stop_asking()
+        stop_asking(stop)
         for run in runs:
             with pytest.raises(WorkError, match="stopped: another step failed, or the build was interrupted"):
                 run.result(timeout=10)
@@ -198,7 +205,7 @@ def test_stopped_both_are_told_within_a_second_and_what_was_answered_is_kept(tmp
 
 
 def test_stopped_while_all_answers_are_there_and_one_is_looked_at_nothing_more_is_asked(tmp_path, teacher, teacher_server):
-    looking, stopped = threading.Event(), threading.Event()
+    looking, stopped, stop = threading.Event(), threading.Event(), threading.Event()
 
     def look(asking: Any) -> None:
         for _ in asking.take(questions(asking.client, [f"{n}" for n in range(300)])):
@@ -206,7 +213,7 @@ def test_stopped_while_all_answers_are_there_and_one_is_looked_at_nothing_more_i
             assert stopped.wait(10)
 
     def ask() -> None:
-        with shared_teacher("main", teacher(), tmp_path / "a.sqlite") as asking:
+        with shared_teacher("main", teacher(), tmp_path / "a.sqlite", stop) as asking:
             look(asking)
 
     with ThreadPoolExecutor(1) as threads:
@@ -214,7 +221,7 @@ def test_stopped_while_all_answers_are_there_and_one_is_looked_at_nothing_more_i
         assert looking.wait(10)
         time.sleep(0.5)  # as much as is asked ahead has been answered
         asked = len(teacher_server.requests)
-        stop_asking()
+        stop_asking(stop)
         stopped.set()
         with pytest.raises(WorkError, match="stopped"):
             run.result(timeout=20)
@@ -227,7 +234,7 @@ def test_a_step_that_was_about_to_ask_when_another_failed_asks_nothing(tmp_path,
     def late(rows: Any, context: Any) -> Iterator[Any]:
         assert failed.wait(10)
         time.sleep(0.3)  # reads its passages, say
-        ask_all(teacher(), tmp_path / "a.sqlite", [f"{n}" for n in range(300)])
+        ask_all(teacher(), tmp_path / "a.sqlite", [f"{n}" for n in range(300)], stop=context.stop)
         yield from ()
 
     def fail(rows: Any, context: Any) -> Iterator[Any]:
@@ -245,7 +252,7 @@ def test_a_step_that_was_about_to_ask_when_another_failed_asks_nothing(tmp_path,
 
 
 def test_after_a_stop_the_next_build_asks_again(tmp_path, teacher):
-    stop_asking()
+    stop_asking(threading.Event())
 
     assert ask_all(teacher(), tmp_path / "a.sqlite", ["a", "b"])["requests"] == 2
 
