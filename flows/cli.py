@@ -124,7 +124,7 @@ def train(recipe: str, data: Path, out: Path, replace: bool, json_progress: bool
     With --set training.baseline=true a plain LoRA of equal size is trained as well, on the same rows in the same order, and its
     losses are reported beside the adapter's: whether the mixture is worth its while with your data. It takes as long again.
     """
-    given = find_recipe(recipe, overrides).training.given()
+    given = find_recipe(recipe, overrides).training
     from malora import TrainingConfig, train_adapter
 
     config = TrainingConfig(**given)

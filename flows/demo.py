@@ -33,7 +33,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
 
     with ProgressBar("steps") as progress:
         record = train_adapter(
-            TrainingConfig(**recipe.training.given()), dataset.path, out / "adapter", progress=progress, replace=True
+            TrainingConfig(**recipe.training), dataset.path, out / "adapter", progress=progress, replace=True
         ).record
     yield f"adapter: {loss_line(record)}{_took(started)}"
     write_report(dataset.path, out / "adapter", out / "report.html")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from malora.errors import InputError as MaloraInputError
+from malora.training.options import TrainingConfig
 from pipeline import InputError, Recipe, load_recipe
 
 
@@ -16,10 +18,15 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 def find_recipe(text: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at a path, or the shipped one of that name, with `KEY=VALUE` overrides applied."""
+    """The recipe at a path, or the shipped one of that name, with `KEY=VALUE` overrides applied; its [training] is checked too."""
     path = Path(text)
     if text.removesuffix(".toml") in shipped_recipes() and not path.exists():
         path = Path(str(resources.files(__package__))) / f"{text.removesuffix('.toml')}.toml"
     elif not path.exists():
         raise InputError(f"recipe {text}: does not exist; give a TOML file or one of {', '.join(shipped_recipes())}")
-    return load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides)
+    try:
+        TrainingConfig.check(recipe.training)
+    except MaloraInputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return recipe

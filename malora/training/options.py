@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +58,27 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, list):  # as TOML gives it
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        self._check()
+        try:
+            self.adapter()
+        except ValueError as error:
+            raise InputError(f"training.{error}") from None
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """InputError for a key that is none, or a value that cannot be; without torch, so without the adapter's own checks."""
+        known = {field.name: field.default for field in fields(cls)}
+        for key in settings:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+                raise InputError(f"training.{key}: unknown key; {hint}")
+        unchecked = object.__new__(cls)
+        for key, value in (known | dict(settings)).items():
+            object.__setattr__(unchecked, key, tuple(value) if isinstance(value, list) else value)
+        unchecked._check()
+
+    def _check(self) -> None:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), str(field.type))
         for key in ("batch_size", "gradient_accumulation", "save_steps"):
@@ -74,10 +97,6 @@ class TrainingConfig:
         self._need("target_modules", bool(self.target_modules), '"all-linear" or names of layers')
         self._need("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
         self._need("baseline", not (self.baseline and self.variant == "lora"), "false for variant 'lora', which is the baseline")
-        try:
-            self.adapter()
-        except ValueError as error:
-            raise InputError(f"training.{error}") from None
 
     def adapter(self) -> MaloraConfig:
         """The configuration of the adapter that is trained."""

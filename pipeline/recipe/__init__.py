@@ -5,7 +5,7 @@ package.
 """
 
 from pipeline.recipe.load import load_recipe, parse_recipe, recipe_to_json
-from pipeline.recipe.schema import Agnostic, Clean, Dialogues, Engine, Knowledge, Recipe, Teacher, Training
+from pipeline.recipe.schema import Agnostic, Clean, Dialogues, Engine, Knowledge, Recipe, Teacher
 
 __all__ = [
     "Agnostic",
@@ -15,7 +15,6 @@ __all__ = [
     "Knowledge",
     "Recipe",
     "Teacher",
-    "Training",
     "load_recipe",
     "parse_recipe",
     "recipe_to_json",

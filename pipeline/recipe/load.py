@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.recipe.contradictions import contradictions
-from pipeline.recipe.schema import Agnostic, Clean, Dialogues, Engine, Knowledge, Recipe, Teacher, Training
+from pipeline.recipe.schema import Agnostic, Clean, Dialogues, Engine, Knowledge, Recipe, Teacher
 
 _RECIPE = TypeAdapter(Recipe)
 
@@ -75,7 +75,6 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
         for key in _DRIVING:
             del teacher[key]
     table["clean"] |= {key: [_last_name(path) for path in table["clean"][key]] for key in ("evaluation_sets", "rules")}
-    table["training"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.training.given().items()}
     if Path(table["training"].get("base_model", "")).is_absolute():
         table["training"]["base_model"] = _last_name(table["training"]["base_model"])
     return table
@@ -107,7 +106,6 @@ _MODELS: Mapping[str, type] = {
     "teachers": Teacher,
     "agnostic": Agnostic,
     "clean": Clean,
-    "training": Training,
     "engine": Engine,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,47 +118,6 @@ class Clean:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Training:
-    """`[training]`: passed on to `malora.TrainingConfig`, whose defaults hold for whatever is absent."""
-
-    base_model: str | None = None
-    target_modules: str | tuple[str, ...] | None = None
-    r: Count | None = None
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
-    use_rslora: bool | None = None
-    variant: Literal["malora", "moe_lora", "hydra", "lora"] | None = None
-    num_experts: Count | None = None
-    top_k: Count | None = None
-    expert_rank: Count | None = None
-    shared_rank: Count | None = None
-    shared_router: bool | None = None
-    freeze_shared: bool | None = None
-    router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    warmup_ratio: Share | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    max_grad_norm: Annotated[float, Field(ge=0)] | None = None
-    max_steps: Count | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    batch_size: Count | None = None
-    gradient_accumulation: Count | None = None
-    max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-    eval_rows_per_stratum: Count | None = None
-    save_steps: Count | None = None
-    precision: Literal["auto", "float32", "bfloat16"] | None = None
-    gradient_checkpointing: bool | None = None
-    generation_tokens: Annotated[int, Field(ge=0)] | None = None
-    baseline: bool | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The keys that the recipe sets, as keyword arguments."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Engine:
     """`[engine]`: how the work is cut; it changes no published byte."""
 
@@ -179,7 +137,8 @@ class Recipe:
     teachers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Teacher] = Field(default_factory=dict)
     agnostic: dict[Literal["chat_agnostic", "math", "code"], Agnostic] = Field(default_factory=dict)
     clean: Clean = Clean()
-    training: Training = Training()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """`[training]`: the settings of `malora.TrainingConfig`, where their names, types and defaults stand."""
     engine: Engine = Engine()
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Where the recipe stands; relative paths start here."""
