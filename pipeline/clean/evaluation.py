@@ -13,15 +13,15 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.rows.read import jsonl_rows, parquet_rows
+from pipeline.text.scripts import UNSPACED
 
 NGRAM = 10
 """Consecutive words in common that make a text contaminated; twice as many characters of scripts written without spaces."""
 _LEAST = 4  # words, or twice as many characters, of an item shorter than that; still shorter ones are not looked for
 _SEVERAL, _MANY = 10, 0.02
 """A stretch of more than so many items, and of more than such a share of them, is the set's wording ("Choose the answer …")."""
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Lao, Burmese, Khmer, kana, Han
-_UNIT = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_UNIT = re.compile(rf"(?=\w)[{UNSPACED}]|[^\W_{UNSPACED}]+")
+_IS_UNSPACED = re.compile(f"[{UNSPACED}]")
 _TEXT_KEYS = ("question", "prompt", "instruction", "problem", "text", "query", "input")
 
 

@@ -33,6 +33,7 @@ from pipeline.clean.shingles import (
     similarity,
 )
 from pipeline.engine.batches import in_threads
+from pipeline.engine.step import OnProgress
 
 # A bucket of m rows of which few are near-duplicates (one template, a thousand fillings) gets 5,000 / m leaders, and at least
 # one; then its rows are compared with their neighbours in the order of their other bands, where copies stand together.
@@ -44,7 +45,6 @@ _MOST_ROUNDS = 20
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
-Progress = Callable[[int, int], None]
 Texts = Callable[[], Iterable[pa.Array]]
 """Gives the texts of all rows in arrays, in the same order every time it is called."""
 
@@ -83,7 +83,7 @@ def near_duplicates(
     rank: I64,
     threshold: float,
     work: Path,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
     protected: int = 0,
     measure: Measure = "jaccard",
     threads: int = 1,

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clean.shingles import I64
+from pipeline.engine.step import OnProgress
 from pipeline.text.facts import Facts, contradict
 from pipeline.vectors.nearest import F16, cosines_of, nearest
 
@@ -39,8 +40,6 @@ _POOR = 0.1  # share estimated wrong at that margin, beyond which none is good e
 ABSENT = 0.54
 """What a neighbour counts that a language has too few rows for: two single rows have to be as near as .7 to pass for the same."""
 _ROUNDS = 3
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def parallel_groups(
     *,
     known: I64 | None = None,
     precision: float = 0.97,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
 ) -> Groups:
     """`vectors` (rows, 512) are of unit length, `languages` (rows) their languages, `facts(row)` what the row's text states.
 

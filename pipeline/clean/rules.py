@@ -17,12 +17,13 @@ from pipeline.rows.sample import Sample, sample_from_row
 from pipeline.rows.tables import TextTable
 from pipeline.text.identify import mask, mixed_in, other_language
 from pipeline.text.marks import CONTROL_MARK, STRIKE_TAGS
+from pipeline.text.sentences import ELLIPSIS, STOPS, UNSPACED_STOPS
 
 # A sentence said this often, or filling half of an answer of several sentences, is a loop.
 _LOOP = 3
 _MIXED = 1 / 3
-_SENTENCE = re.compile(r"[^.!?。！？।॥؟\n]+[.!?。！？।॥؟\n]?")
-_ENDS = re.compile(r"[.!?…。！？।॥؟:：)\]}）】」』“”\"’'»«`*$][\s\u200e\u200f]*$")
+_SENTENCE = re.compile(rf"[^{STOPS}{UNSPACED_STOPS}\n]+[{STOPS}{UNSPACED_STOPS}\n]?")
+_ENDS = re.compile(rf"[{STOPS}{UNSPACED_STOPS}{ELLIPSIS}:：)\]}}）】」』“”\"’'»«`*$][\s\u200e\u200f]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s")
 # Code that ends: what stands after a fence that is never closed is looked at. Not `mask`, which takes out what stands between two
 # dollar signs as well.

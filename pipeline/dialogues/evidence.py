@@ -12,7 +12,10 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
-_UNSPACED = r"[\u3005\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+from pipeline.text.scripts import CYRILLIC, HAN_COMPATIBLE, KANA, REPEATED
+from pipeline.text.sentences import sentences
+
+_UNSPACED = f"[{REPEATED}{KANA}\u3400-\u9fff{HAN_COMPATIBLE}]"  # between the blocks of Han stand hexagrams, which are words too
 # To a regular expression the vowel signs of Hindi are no letters, and would cut its words in two.
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x3000)) if unicodedata.category(c) in ("Mn", "Mc")) + "\u200c\u200d"
 _WORD = rf"(?!{_UNSPACED})[^\W\d_](?:(?!{_UNSPACED})[^\W\d_]|[{_MARKS}])*"
@@ -21,9 +24,7 @@ UNIT = re.compile(rf"{_UNSPACED}|{_WORD}|\d+")
 """A word, a number, or a character of a script without spaces."""
 _NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f ]\d{3}(?!\d))*(?:[.,]\d+)?")
 _GROUPED = re.compile(r"(?<=\d)[.,\u00a0\u202f ](?=\d{3}(?!\d))")
-_SENTENCE_END = re.compile(r"(?<=[。！？])(?![」』”’）])|(?<=[.!?…।॥؟])[\"”’»)]*\s+|\n+")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-ZА-ЯІЇЄҐ]\w)\.$")
-_APOSTROPHE = re.compile(r"(?<=[\u0400-\u052f])['’](?=[\u0400-\u052f])|(?<=[nN]g)['’](?=[aeiou])")
+_APOSTROPHE = re.compile(rf"(?<=[{CYRILLIC}])['’](?=[{CYRILLIC}])|(?<=[nN]g)['’](?=[aeiou])")
 _ONE_WAY: dict[int, str | None] = {
     **dict.fromkeys(map(ord, "\u0640\u0670\u200e\u200f\u061c")),  # Arabic's lengthener, a vowel, marks of direction
     **dict.fromkeys(range(0x64B, 0x660)),  # Arabic's vowels, which most texts leave out
@@ -41,22 +42,6 @@ def one_way(text: str) -> str:
 @functools.cache
 def _all_one_way(words: frozenset[str]) -> frozenset[str]:
     return frozenset(map(one_way, words))
-
-
-def sentences(text: str) -> list[str]:
-    """The text cut after sentence ends; `J.` and `St.` end none, nor does a stop before a small letter."""
-    cut: list[str] = []
-    start = 0
-    for end in _SENTENCE_END.finditer(text):
-        piece = text[start : end.end()].strip()
-        following = text[end.end() : end.end() + 1]
-        goes_on = following.islower() or following in ("—", "–") or _ABBREVIATION.search(piece)
-        if goes_on and "\n" not in end.group():
-            continue
-        if piece:
-            cut.append(piece)
-        start = end.end()
-    return [*cut, text[start:].strip()] if text[start:].strip() else cut
 
 
 def content_words(text: str, function_words: Collection[str]) -> list[str]:

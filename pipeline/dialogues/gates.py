@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers, sentences
+from pipeline.dialogues.evidence import UNIT, Evidence, alike, content_words, names, numbers
 from pipeline.languages import Language, load_language
 from pipeline.text.marks import CONTROL_MARK
+from pipeline.text.sentences import ELLIPSIS, STOPS, UNSPACED_STOPS, sentences
 
 MIN_ANSWER_CHARACTERS = 10
 """UltraLink's floor; shorter answers ended its dialogues."""
@@ -26,7 +27,7 @@ IsLanguage = Callable[[str], bool]
 
 _QUESTION_MARK = re.compile(r"[?？؟]")
 _QUESTION_END = re.compile(r"(?:[?？؟]|か。)$")  # in Japanese prose a question needs no mark
-_SENTENCE_CLOSED = re.compile(r"[.!?…。！？।॥؟][\"“”’»«」』)）\]\u200e\u200f]*$")
+_SENTENCE_CLOSED = re.compile(rf"[{STOPS}{UNSPACED_STOPS}{ELLIPSIS}][\"“”’»«」』)）\]\u200e\u200f]*$")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•·・#>①-⑳]|\d{1,2}[.)、．](?!\d)|[(（]\d{1,2}[)）])\s*\S", re.MULTILINE)
 _FORMATTING = re.compile(r"\*\*|__|```|^\s*#+\s|\n\s*\n\s*\n|</?\w+>", re.MULTILINE)
 # A speaker's name before a line too, which a pool's honest transcripts have and a passage or an answer about it has not.

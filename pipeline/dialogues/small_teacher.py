@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from pipeline.dialogues.evidence import Evidence, alike, content_words, ordered_share, sentences
+from pipeline.dialogues.evidence import Evidence, alike, content_words, ordered_share
 from pipeline.dialogues.prompts import Ask, Attempt, Kind
 from pipeline.files import content_hash
 from pipeline.languages import Language
 from pipeline.rows.sample import Message, Passage
+from pipeline.text.sentences import sentences
 
 MAX_ATTEMPTS = {"question": 6, "depth": 3, "width": 3}
 """Questions asked for one turn before it is given up."""

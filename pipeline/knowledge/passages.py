@@ -23,6 +23,7 @@ from pipeline.languages import Language, load_language
 from pipeline.recipe import Knowledge, Recipe
 from pipeline.rows.sample import PASSAGE_SCHEMA, Dropped, Passage, Section
 from pipeline.text.identify import BACKEND, other_language
+from pipeline.text.sentences import ELLIPSIS, STOPS, UNSPACED_STOPS
 from pipeline.text.tokens import estimate_tokens, token_counter, tokenizer_file
 
 _READERS: dict[str, Callable[..., Iterator[Document]]] = {
@@ -34,6 +35,7 @@ _READERS: dict[str, Callable[..., Iterator[Document]]] = {
 }
 # Of pages drawn by hash this many times `max_documents` are held back unparsed, since some will prove too short or too long.
 _OVERSAMPLE = 8
+_SENTENCE = re.compile(rf".+?(?:[{STOPS}{ELLIPSIS}]+[»”\")]*\s+|[{UNSPACED_STOPS}]+[”」』）]*|\n|$)", re.DOTALL)
 _WORTH_PROCESSES = 1 << 20  # bytes of a file: less is parsed before processes have started
 
 
@@ -272,7 +274,7 @@ def _pieces(paragraph: str, segment_tokens: int, count: Callable[[str], int]) ->
     if count(paragraph) <= segment_tokens:
         return [paragraph]
     pieces = [""]
-    for sentence in re.findall(r".+?(?:[.!?…।॥؟]+[»”\")]*\s+|[。！？]+[”」』）]*|\n|$)", paragraph, re.DOTALL):
+    for sentence in _SENTENCE.findall(paragraph):
         if pieces[-1] and count(pieces[-1] + sentence) > segment_tokens:
             pieces.append("")
         pieces[-1] += sentence

@@ -21,6 +21,8 @@ from langdetect import detector_factory
 from langdetect.lang_detect_exception import LangDetectException
 
 from pipeline.errors import InputError
+from pipeline.text.scripts import CYRILLIC, HAN, HANGUL, KANA
+from pipeline.text.sentences import STOPS, UNSPACED_STOPS
 
 _RUST = find_spec("langdetect_rs") is not None
 _RULES = 2  # raised with what stands around langdetect here
@@ -35,13 +37,13 @@ SURE = 0.9
 _MASKED = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.{0,2000}?\$\$|\$[^$\n]{1,2000}\$|\\\[.{0,2000}?\\\]|\\\(.{0,500}?\\\)|https?://\S+", re.DOTALL
 )
-_KANA = re.compile(r"[\u3040-\u30ff]")
-_HANGUL = re.compile(r"[\uac00-\ud7af]")
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_PART = re.compile(r"[^\n]{40,}?[.!?।॥؟](?=\s)|[^\n]{10,}?[。！？]|[^\n]+")
+_KANA = re.compile(f"[{KANA}]")
+_HANGUL = re.compile(f"[{HANGUL}]")
+_HAN = re.compile(f"[{HAN}]")
+_PART = re.compile(rf"[^\n]{{40,}}?[{STOPS}](?=\s)|[^\n]{{10,}}?[{UNSPACED_STOPS}]|[^\n]+")
 # Cyrillic letters that one language alone has among those told apart here. Belarusian, and the languages of the last row, which
 # nothing here knows (Kazakh, Tatar, Mongolian and others), have letters of Ukrainian and Russian besides.
-_CYRILLIC = re.compile(r"[\u0400-\u052f]")
+_CYRILLIC = re.compile(f"[{CYRILLIC}]")
 _OWN_LETTERS = {
     "uk": re.compile(r"[ґєії]", re.IGNORECASE),
     "ru": re.compile(r"[ёыэ]", re.IGNORECASE),

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.text.scripts import ARABIC, CYRILLIC
 
 # Tokens per character of a modern multilingual tokenizer, measured per language (en .23, fr es .27, de .28, ru .32, uk .47,
 # ar .46, zh ja .56) and brought down to scripts here; the rest of the world's scripts are near .5.
@@ -20,8 +21,8 @@ _TOKENS_PER_CHARACTER = {"latin": 0.26, "cyrillic": 0.33, "arabic": 0.46, "cjk":
 
 _CLASSES = {
     "latin": re.compile(r"[\u0000-\u024f\u1e00-\u1eff\u2000-\u206f]"),
-    "cyrillic": re.compile(r"[\u0400-\u052f]"),
-    "arabic": re.compile(r"[\u0600-\u06ff\u0750-\u077f]"),
+    "cyrillic": re.compile(f"[{CYRILLIC}]"),
+    "arabic": re.compile(f"[{ARABIC}]"),
     "cjk": re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"),
 }
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dialogues.evidence import Evidence, alike, content_words, names, numbers, ordered_share, sentences
+from pipeline.dialogues.evidence import Evidence, alike, content_words, names, numbers, ordered_share
+from pipeline.text.sentences import sentences
 
 
 @pytest.mark.parametrize(
