@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.cli import loss_line, write_report
+from flows.cli.release import write_report
+from flows.cli.train import loss_line
 from flows.progress import ProgressBar
 from flows.recipes import find_recipe
 from pipeline import build

@@ -1,1 +1,1 @@
-"""Cleaning: what leaves a dataset, and the reason by which it is asked for."""
+"""Operators that clean: each decides which rows are dropped and why, and neither reads nor writes."""

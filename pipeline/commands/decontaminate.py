@@ -14,17 +14,8 @@ from pipeline.clean.contamination import Checked, Row, contaminations
 from pipeline.engine.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
-from pipeline.rows.tables import (
-    DROPPED_SCHEMA,
-    ID,
-    TextTable,
-    check_out,
-    dropped_path,
-    open_table,
-    turns_of,
-    working_folder,
-    write_table,
-)
+from pipeline.rows.tables import ID, TextTable, dropped_path, open_table, turns_of
+from pipeline.rows.write import DROPPED_SCHEMA, check_out, working_folder, write_table
 from pipeline.text.identify import identify
 from pipeline.vectors.embeddings import LANGUAGES, check_installed
 

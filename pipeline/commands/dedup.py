@@ -16,7 +16,8 @@ from pipeline.clean.shingles import I64
 from pipeline.engine.executors import cores
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
-from pipeline.rows.tables import DROPPED_SCHEMA, TextTable, check_out, open_table, working_folder, write_table
+from pipeline.rows.tables import TextTable, open_table
+from pipeline.rows.write import DROPPED_SCHEMA, check_out, working_folder, write_table
 
 KEEP = ("longest", "first", "highest:COLUMN", "lowest:COLUMN")
 

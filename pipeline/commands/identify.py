@@ -15,7 +15,8 @@ import pyarrow as pa
 from pipeline.engine.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
-from pipeline.rows.tables import check_out, open_table, working_folder, write_table
+from pipeline.rows.tables import open_table
+from pipeline.rows.write import check_out, working_folder, write_table
 from pipeline.text.identify import Identified, identify, known_languages, second_backend, second_opinion
 
 COLUMNS = ("identified_language", "identified_score", "identified_agreed")

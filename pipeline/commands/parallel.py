@@ -19,7 +19,8 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile, content_hash
-from pipeline.rows.tables import ID, check_out, open_table, working_folder
+from pipeline.rows.tables import ID, open_table
+from pipeline.rows.write import check_out, working_folder
 from pipeline.text.identify import UNDETERMINED
 from pipeline.vectors.embeddings import LANGUAGES, check_languages
 

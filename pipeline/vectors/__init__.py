@@ -1,0 +1,1 @@
+"""Texts as vectors: multilingual sentence embeddings, and nearest neighbours among them."""

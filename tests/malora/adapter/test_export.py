@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from flows.cli import SERVED_RANKS
+from flows.cli.train import SERVED_RANKS
 from malora import InputError, MaloraConfig, answer_batches, export_lora, gate_rows, mean_gates, routing_gap
 from malora.adapter.core import gate
 

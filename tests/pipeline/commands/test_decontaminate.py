@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from pipeline.commands.decontaminate import DecontaminateReport, decontaminate
 from pipeline.errors import InputError
-from pipeline.rows.tables import DROPPED_SCHEMA, dropped_path
+from pipeline.rows.tables import dropped_path
+from pipeline.rows.write import DROPPED_SCHEMA
 from pipeline.vectors import embeddings
 
 ITEM = "Janet's ducks lay sixteen eggs per day and she eats three for breakfast every morning."

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.commands import dedup as module
 from pipeline.commands.dedup import dedup
 from pipeline.errors import InputError, WorkError
-from pipeline.rows import tables
+from pipeline.rows import write as tables
 from pipeline.rows.tables import dropped_path, open_table
 
 

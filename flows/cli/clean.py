@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flows.plain_errors import plain_errors
+from flows.cli.plain_errors import plain_errors
 from flows.progress import ProgressBar
 
 _WORKERS = click.option(
