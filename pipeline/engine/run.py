@@ -156,7 +156,6 @@ class _Run:
         if self.finished is not None:
             return
         self._started = time.monotonic()
-        self._progress(0, None)
         with _told(step, self.folder):
             if (self.folder / MANIFEST).exists():  # of other code, damaged, or to be tried again
                 shutil.rmtree(self.folder)
@@ -206,6 +205,7 @@ class _Run:
         if self.step.does.by_part:
             return
         task = self._of_all()
+        self._progress(0, self._rows)
         with _told(self.step, self.folder):
             self._whole = read_account(task)
             if self._whole is None and self.step.teacher:  # from here: its client is shared by all who ask it
@@ -218,6 +218,7 @@ class _Run:
     def take_all(self, results: Iterator[TaskReport]) -> None:
         """The reports of the tasks of parts, as they come; what comes after them is another step's."""
         done = 0
+        self._progress(done, self._rows)
         with _told(self.step, self.folder):
             while len(self._reports) < len(self.tasks):
                 self._reports.append(report := next(results))
