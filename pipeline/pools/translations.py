@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from pipeline.engine.batches import blocks
 from pipeline.engine.step import Context, Decisions, Drop
@@ -28,26 +30,24 @@ class _Original:
 def decide_translations(table: TextTable, context: Context, *, wanted: tuple[str, ...], screen: bool) -> Decisions:
     """Drops rows in other languages than the wanted ones and unfaithful translations; translations without an original stay.
 
-    The original of a row is the last English row of its group, which need not be wanted itself. Memory: some 100 bytes a row of a
-    group with translations; the texts of originals wait on the disk.
+    The original of a row is the last English row of its group, which need not be wanted itself. Memory: some 150 bytes a row;
+    the texts of originals wait on the disk.
     """
-    languages: list[str] = []
-    groups: dict[str, int] = {}  # group of a translation -> where its original lies, -1 while that is not known
-    for batch in table.batches(["language", "group_id"]):
-        own = batch.column(0).to_pylist()
-        groups.update((group, -1) for code, group in zip(own, batch.column(1).to_pylist(), strict=True) if code != "en")
-        languages += own
+    languages, own_groups = (
+        [value for batch in table.batches([name]) for value in batch.column(0).to_pylist()] for name in ("language", "group_id")
+    )
+    # group of a translation -> where its original lies, -1 while that is not known
+    groups = {group: -1 for code, group in zip(languages, own_groups, strict=True) if code != "en"}
     drops: list[Drop] = [(row, "language_not_wanted", "", None, "") for row, code in enumerate(languages) if code not in wanted]
     notes: list[str | None] = [None] * len(languages)
+    is_original = [code == "en" and group in groups for code, group in zip(languages, own_groups, strict=True)]
     with Spool[_Original](context.folder / "originals") as spool:
-        for row, group, id_, messages in _rows(table):
-            if languages[row] == "en" and group in groups:
-                groups[group] = spool.put(_Original(id_, messages))
-        pairs = (
-            (row, spool.get(groups[group]), messages)
-            for row, group, _, messages in _rows(table)
-            if languages[row] != "en" and languages[row] in wanted and groups[group] >= 0
-        )
+        for row, id_, messages in _rows(table, is_original):
+            groups[own_groups[row]] = spool.put(_Original(id_, messages))
+        is_checked = [
+            code != "en" and code in wanted and groups[group] >= 0 for code, group in zip(languages, own_groups, strict=True)
+        ]
+        pairs = ((row, spool.get(groups[own_groups[row]]), messages) for row, _, messages in _rows(table, is_checked))
         for found in context.spread(functools.partial(_judge, screen=screen), blocks(pairs, _ROWS_OF_A_TASK)):
             for row, original, reason, detail in found:
                 if reason:
@@ -58,13 +58,15 @@ def decide_translations(table: TextTable, context: Context, *, wanted: tuple[str
     return Decisions.of(drops, notes)
 
 
-def _rows(table: TextTable) -> Iterator[tuple[int, str, str, Turns]]:
-    """Number, group, id and turns of every row."""
-    number = 0
-    for batch in table.batches(["group_id", "id", "messages"]):
-        for group, id_, messages in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield number, group, id_, tuple(Message(m["role"], m["content"]) for m in messages)
-            number += 1
+def _rows(table: TextTable, wanted: Sequence[bool]) -> Iterator[tuple[int, str, Turns]]:
+    """Number, id and turns of the wanted rows."""
+    begin = 0
+    for batch in table.batches(["id", "messages"]):
+        numbers = [number for number in range(begin, begin + batch.num_rows) if wanted[number]]
+        chosen = batch.take(pa.array([number - begin for number in numbers], pa.int64())) if numbers else batch.slice(0, 0)
+        for number, id_, messages in zip(numbers, *(column.to_pylist() for column in chosen.columns), strict=True):
+            yield number, id_, tuple(Message(m["role"], m["content"]) for m in messages)
+        begin += batch.num_rows
 
 
 def _judge(pairs: list[tuple[int, _Original, Turns]], *, screen: bool) -> list[tuple[int, str, str, str]]:
