@@ -248,8 +248,7 @@ class _Run:
             if self.step.refuse and (wrong := self.step.refuse(account_of_all)):
                 raise InputError(wrong)
             forget_decisions(self.folder)
-            for path in self.folder.glob(".*.tmp"):  # of a worker that was killed and replaced
-                path.unlink(missing_ok=True)
+            self._forget_half_done()  # of workers that were killed
             usage = next((report.usage for report in reports if report.usage), {})
             timings = {"seconds": round(time.monotonic() - self._started, 3)} | ({"usage": usage} if usage else {})
             write_json(self.folder / "timings.json", timings)

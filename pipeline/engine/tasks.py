@@ -6,8 +6,10 @@ A task writes its files and then its account, `task-{number}.json`: where that i
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,9 +116,9 @@ def _do(task: Task, spread: Spread, workers: int, progress: OnProgress, stop: th
 @contextmanager
 def _context(task: Task, spread: Spread, workers: int, progress: OnProgress) -> Iterator[Context]:
     """With a scratch folder, gone afterwards. A full disk is told as WorkError."""
-    scratch = account(task.folder, task.number).with_suffix(".scratch")
+    # Of this try alone: another worker, held for dead, may still be at the same task.
+    scratch = account(task.folder, task.number).with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.scratch")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         yield Context(
             name=task.step.name,
