@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.clean.contamination import Checked, Row, contaminations
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
 from pipeline.rows.tables import ID, TextTable, dropped_path, open_table, turns_of

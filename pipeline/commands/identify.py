@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError
 from pipeline.rows.tables import open_table

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.clean.counterparts import PRECISION, Codes, compare, members_of
 from pipeline.clean.parallel import Threshold
 from pipeline.clean.shingles import I64
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.step import Progress, silent
 from pipeline.errors import InputError, some_of
 from pipeline.files import AtomicFile, content_hash

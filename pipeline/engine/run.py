@@ -218,12 +218,13 @@ class _Run:
     def take_all(self, results: Iterator[TaskReport]) -> None:
         """The reports of the tasks of parts, as they come; what comes after them is another step's."""
         done = 0
-        self._progress(done, self._rows)
+        tell = self._progress if self.step.does.by_part else lambda done, total: None  # to apply decisions takes no time
+        tell(done, self._rows)
         with _told(self.step, self.folder):
             while len(self._reports) < len(self.tasks):
                 self._reports.append(report := next(results))
                 done += report.rows_used + sum(report.dropped.values())
-                self._progress(done, self._rows)
+                tell(done, self._rows)
 
     def report(self) -> StepReport:
         """The account of the step; what was not finished before is then."""

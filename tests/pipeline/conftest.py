@@ -19,8 +19,8 @@ import pytest
 from aiohttp import web
 from hypothesis import settings
 
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step
 from pipeline.engine.step import Make, Step, StepReport
 from pipeline.rows.sample import SAMPLE_SCHEMA, Message, Sample, Source, sample_from_row, sample_id

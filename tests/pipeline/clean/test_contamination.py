@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pipeline.clean import contamination as module
 from pipeline.clean.contamination import Checked, contaminations
 from pipeline.clean.steps import decontaminate_step
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step
 from pipeline.engine.step import Make, Step
 from pipeline.errors import InputError

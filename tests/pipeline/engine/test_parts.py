@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import run as engine
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import finished, parts, row_count, rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step, run_steps
 from pipeline.engine.step import Context, Decide, Decisions, Drop, Make, Outcome, Raw, Step, StepReport
 from pipeline.errors import InputError, WorkError

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.engine import executors
 from pipeline.engine.executors import ExecutorOptions, open_executor
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import finished, rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step, run_steps, waves
 from pipeline.engine.step import Context, Make, Outcome, Step, StepReport
 from pipeline.errors import InputError, WorkError

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import MANIFEST, finished, parts, read_report, row_count, rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step
 from pipeline.engine.step import Context, Decide, Decisions, Make, Outcome, Step, StepReport
 from pipeline.errors import InputError, WorkError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step
 from pipeline.errors import InputError
 from pipeline.knowledge.multistream import DrawnPages, index_of

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step
 from pipeline.errors import InputError
 from pipeline.knowledge import passages as module

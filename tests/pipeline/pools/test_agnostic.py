@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_steps
 from pipeline.errors import InputError
 from pipeline.pools.prune import prune_step

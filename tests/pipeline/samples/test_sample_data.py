@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import plan
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.parts import rows_of, step_folder
-from pipeline.engine.processes import Processes
 from pipeline.engine.run import run_step, run_steps
 from pipeline.recipe import parse_recipe
 from pipeline.rows.sample import passage_from_row

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.run import run_steps
 from pipeline.engine.step import Make, Step
 from pipeline.errors import InputError, WorkError

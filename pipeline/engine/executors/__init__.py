@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.engine.step import OnProgress, Spread
 from pipeline.errors import InputError
 
@@ -85,7 +85,7 @@ def open_executor(options: ExecutorOptions | None = None) -> Iterator[Executor]:
 
 def _start(options: ExecutorOptions) -> Executor:
     if options.kind == "ray":
-        from pipeline.engine.ray import Ray
+        from pipeline.engine.executors.ray import Ray
 
         return Ray(options.ray_address, options.workers)
     return Processes(1 if options.kind == "inline" else options.workers or cores())

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.build import build
-from pipeline.engine import ray as on_ray
 from pipeline.engine import run as engine_run
-from pipeline.engine.executors import ExecutorOptions, open_executor
-from pipeline.engine.ray import Ray
+from pipeline.engine.executors import ExecutorOptions, open_executor, ray_cluster
+from pipeline.engine.executors import ray as on_ray
+from pipeline.engine.executors.ray import Ray
 from pipeline.errors import InputError, WorkError
 from pipeline.recipe import parse_recipe
 
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'glotloom[ray]'"),
 ]
 ROWS = 100
-HERE = os.environ | {"PYTHONPATH": str(Path(on_ray.__file__).parents[2])}
+HERE = os.environ | {"PYTHONPATH": str(Path(on_ray.__file__).parents[3])}
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -141,7 +141,7 @@ def test_results_come_in_order_from_both_nodes_which_have_this_pipeline(two):
 
     assert [number for number, _, _ in results] == list(range(20))
     assert len({where for _, where, _ in results}) == 2
-    assert {Path(file) for _, _, file in results} == {Path(on_ray.__file__).parents[1] / "__init__.py"}
+    assert {Path(file) for _, _, file in results} == {Path(on_ray.__file__).parents[2] / "__init__.py"}
 
 
 def test_what_the_function_raises_surfaces_at_its_place(two):
@@ -160,10 +160,10 @@ def test_workers_are_told_the_variables_of_glotloom_but_no_keys(two):
 
 def test_a_work_folder_that_a_node_does_not_see_is_named_with_the_node(two, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "_SEEN_BY_NODES", "token")
-    monkeypatch.setattr(on_ray, "_look", _sees_nothing())
+    monkeypatch.setattr(ray_cluster, "_look", _sees_nothing())
 
     with pytest.raises(InputError, match=rf"^{tmp_path}: node 127\.0\.0\.1 of the Ray cluster does not see this folder; give"):
-        on_ray._check_nodes(two._started, tmp_path)
+        on_ray.check_nodes(two._started, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +185,7 @@ def test_an_address_where_no_cluster_is_is_refused_soon_in_one_line(address):
 
 OTHER = """
 import ray, sys
-from pipeline.engine.ray import Ray
+from pipeline.engine.executors.ray import Ray
 ray.__version__ = "2.0.0"
 Ray(sys.argv[1], None)
 """
@@ -205,7 +205,7 @@ def _version() -> str:
 
 
 OWN = """
-from pipeline.engine.ray import Ray
+from pipeline.engine.executors.ray import Ray
 executor = Ray(None, 2)
 try:
     print(*set(executor.map(eval, ["__import__('os').getppid()"] * 4)), flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.batches import blocks, in_threads
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 from pipeline.errors import WorkError
 
 KILL_ITSELF = "__import__('os').kill(__import__('os').getpid(), 9)"
@@ -82,7 +82,7 @@ def test_no_item_gives_no_result(two):
 @pytest.mark.parametrize("how", ["file", "module", "stdin"])
 def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path, how):
     script = """
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 before = globals().get("__file__")
 print("begun", __name__, __spec__ is None or __spec__.name)
 with Processes(2) as processes:
@@ -91,7 +91,7 @@ print(globals().get("__file__") == before)
 """
     (tmp_path / "unguarded.py").write_text(script)
     command = {"file": ["unguarded.py"], "module": ["-m", "unguarded"], "stdin": ["-"]}[how]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
     done = subprocess.run(
         [sys.executable, *command], input=script, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )
@@ -171,7 +171,7 @@ def test_what_fails_in_a_thread_surfaces():
 
 SCRIPT = """
 import sys, time
-from pipeline.engine.processes import Processes
+from pipeline.engine.executors.processes import Processes
 if __name__ == "__main__":
     with Processes(2) as processes:
         pids = set()
@@ -185,7 +185,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
 def test_processes_end_with_the_one_that_started_them_and_leave_the_talking_to_it(tmp_path, how):
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", tmp_path / "script.py"],
         stdout=subprocess.PIPE,
