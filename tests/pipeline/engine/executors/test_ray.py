@@ -159,7 +159,7 @@ def test_workers_are_told_the_variables_of_glotloom_but_no_keys(two):
 
 
 def test_a_work_folder_that_a_node_does_not_see_is_named_with_the_node(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "_SEEN_BY_NODES", "token")
+    monkeypatch.setattr(ray_cluster, "_SEEN_BY_NODES", "token")
     monkeypatch.setattr(ray_cluster, "_look", _sees_nothing())
 
     with pytest.raises(InputError, match=rf"^{tmp_path}: node 127\.0\.0\.1 of the Ray cluster does not see this folder; give"):
