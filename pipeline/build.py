@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.clean.steps import decontaminate_step, duplicates_step, parallel_step, rules_step
 from pipeline.dialogues import dialogue_steps
@@ -14,8 +15,8 @@ from pipeline.engine.executors import Executor, ExecutorOptions, open_executor
 from pipeline.engine.parts import MANIFEST, step_folder
 from pipeline.engine.run import OnReport, run_steps
 from pipeline.engine.step import Progress, Step, silent
-from pipeline.errors import InputError
-from pipeline.files import HASHES_FOLDER, LOCK_FILE, WorkLock, write_json, write_text
+from pipeline.errors import InputError, WorkError
+from pipeline.files import HASHES_FOLDER, LOCK_FILE, FolderLock, WorkLock, write_json, write_text
 from pipeline.knowledge import passage_step
 from pipeline.pools import pool_steps, prune_step
 from pipeline.recipe import Recipe
@@ -81,15 +82,19 @@ def workspace(steps: Sequence[Step], out: Path, work: Path | None = None) -> Ite
     After refused input nothing stays behind but finished steps.
     """
     check_output(out)
-    if work is not None and work.resolve() == out.resolve():
-        raise InputError(f"--work {work}: is the output folder itself; leave it out, or name another")
+    folder = work or out / WORK_FOLDER
+    if work is not None and work.absolute().is_relative_to(out.absolute()) and work.absolute() != (out / WORK_FOLDER).absolute():
+        raise InputError(f"--work {work}: is the output folder itself, or in it; leave it out, or name another")
+    for source in (path for step in steps for path in step.files if path.is_dir()):
+        for place, option in ((out, "--out"), (folder, "--work")):
+            if place.resolve().is_relative_to(source.resolve()):
+                raise InputError(f"{option} {place}: lies in {source}, which is read; choose a place outside of it")
     for path in (path for step in steps for path in step.files):
         if not path.exists():
             raise InputError(f"{path}: does not exist")
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path}: is empty")
-    folder = work or out / WORK_FOLDER
-    with WorkLock(folder):
+    with WorkLock(folder), FolderLock(out, f"--out {out}: another build is writing it; wait for it or choose another --out"):
         try:
             yield folder
         except InputError:
@@ -102,18 +107,30 @@ def _remove_if_unused(work: Path, out: Path) -> None:
     if not any(work.glob(f"*/{MANIFEST}")):
         shutil.rmtree(work / HASHES_FOLDER, ignore_errors=True)
         (work / LOCK_FILE).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: something else is in it
-            work.rmdir()
-            out.rmdir()
+        for place in (work, out):
+            with suppress(OSError):  # not empty: something else is in it
+                place.rmdir()
 
 
 def finish(recipe: Recipe, steps: Sequence[Step], work: Path, out: Path, executor: Executor) -> DatasetFolder:
     """Publish what the finished steps gave, and draw the report."""
-    folders = [step_folder(step, work) for step in steps]
-    publish(recipe, folders, out, executor)
-    timings = {s.name: json.loads((folder / "timings.json").read_text("utf-8")) for s, folder in zip(steps, folders, strict=True)}
-    write_json(out / "timings.json", {name: own["seconds"] for name, own in timings.items()})
-    write_json(out / "usage.json", {name: own["usage"] for name, own in timings.items() if "usage" in own})
-    dataset = open_dataset(out)
-    write_text(out / "report.html", dataset_report(dataset))
+    try:
+        folders = [step_folder(step, work) for step in steps]
+        publish(recipe, folders, out, executor)
+        timings = {step.name: _timings(folder) for step, folder in zip(steps, folders, strict=True)}
+        write_json(out / "timings.json", {name: own["seconds"] for name, own in timings.items() if "seconds" in own})
+        write_json(out / "usage.json", {name: own["usage"] for name, own in timings.items() if "usage" in own})
+        dataset = open_dataset(out)
+        write_text(out / "report.html", dataset_report(dataset))
+    except OSError as error:
+        raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
     return dataset
+
+
+def _timings(folder: Path) -> dict[str, Any]:
+    """Of a step; nothing where they are lost, for nothing rests on them."""
+    try:
+        timings: dict[str, Any] = json.loads((folder / "timings.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return timings

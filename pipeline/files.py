@@ -79,6 +79,26 @@ class WorkLock:
         self._file.close()
 
 
+class FolderLock:
+    """One process at a time writes a folder, which is made if need be; a second one is told `busy`. It leaves no trace."""
+
+    def __init__(self, folder: Path, busy: str) -> None:
+        self._folder, self._busy = folder, busy
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._place = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._place)
+            raise InputError(self._busy) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._place)
+
+
 def stamp(path: Path) -> str:
     """Another one once a file, or what is in a folder, has changed since an earlier look of this process; empty if it is gone."""
     try:

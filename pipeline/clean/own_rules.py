@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ def own_rules(places: Iterable[Place]) -> list[Callable[[Sample], tuple[str, str
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"clean.rules: {path}: does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"glotloom-rules:{path}", path)
     assert spec is not None and spec.loader is not None, "the recipe takes .py files only"
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"clean.rules: {path}: does not load: {type(error).__name__}: {error}") from error
     return vars(module)
 
@@ -49,7 +51,7 @@ def _function(module: dict[str, Any], path: Path, name: str) -> Callable[[Sample
 def _ask(rule: Callable[[Sample], Any], name: str, sample: Sample) -> tuple[str, str] | None:
     try:
         fault = rule(sample)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{name}: fails on row {sample.id}: {type(error).__name__}: {error}") from error
     match fault:
         case None:

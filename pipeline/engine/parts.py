@@ -21,24 +21,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.step import Outcome, Raw, Step, StepReport
+from pipeline.errors import InputError
 from pipeline.files import content_hash, file_hash, write_json
 from pipeline.rows.sample import DROPPED_SCHEMA, Dropped, rows_to_table
 
 MANIFEST = "manifest.json"
+_FORMAT = 3
 _ROWS_PER_GROUP = 10_000
 _ROWS_PER_BATCH = 2_000
 
 
+Files = dict[str, tuple[int, str]]
+"""Names in a step's folder, with sizes in bytes and SHA-256."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """The account of one task of a step; `files` are its files with their SHA-256."""
+    """The account of one task of a step."""
 
     rows_used: int
     rows_out: int
     dropped: dict[str, int]
     counters: dict[str, int]
     facts: dict[str, int]
-    files: dict[str, str]
+    files: Files
     rows_per_part: int | None = None
     """As the task was told; of other parts than now it says nothing."""
     run_again: bool = False
@@ -76,7 +82,7 @@ class PartWriter:
         self._temporary = Path()
         self._in_part = 0
         self.rows = 0
-        self.files: dict[str, str] = {}
+        self.files: Files = {}
 
     def write(self, table: pa.Table) -> None:
         """Appends the rows; a part without any is no file."""
@@ -103,7 +109,8 @@ class PartWriter:
         self._writer = None
         name = f"{self._prefix}-{self._number:05d}.parquet"
         with self._temporary.open("rb") as file:
-            self.files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self.files[name] = file.tell(), digest
             os.fsync(file.fileno())
         self._temporary.replace(self._folder / name)
         self._number += 1
@@ -172,47 +179,66 @@ def step_folder(step: Step, work: Path) -> Path:
         step.version,
         dict(step.config),
         [file_hash(path, work) for path in step.files],
-        [read_manifest(step_folder(parent, work))["digest"] for parent in step.inputs],
+        [_digest(parent, work) for parent in step.inputs],
         digits=16,
     )
     return work / f"{step.name}-{fingerprint}"
 
 
-def write_manifest(folder: Path, report: StepReport, files: dict[str, str], run_again: bool) -> None:
-    """The step is finished: these are its files with their SHA-256."""
-    manifest = {
-        "format": 2,
-        "report": asdict(report),
-        "digest": content_hash(sorted(files.items())),
-        "files": files,
-        "run_again": run_again,
-    }
+def _digest(step: Step, work: Path) -> str:
+    """Of what a finished step gave."""
+    state = read_state(step_folder(step, work))
+    if state is None:
+        raise InputError(f"stage {step.name}: is not finished any more: a file that it reads changed meanwhile; run again")
+    return state.digest
+
+
+@dataclass(frozen=True)
+class State:
+    """What the manifest of a step says, once all its files are there in the size that it names."""
+
+    report: StepReport
+    digest: str
+    files: Files
+    run_again: bool
+
+
+def write_manifest(folder: Path, report: StepReport, files: Files, run_again: bool) -> None:
+    """The step is finished: these are its files."""
+    digest = content_hash(sorted((name, own) for name, (_, own) in files.items()))
+    manifest = {"format": _FORMAT, "report": asdict(report), "digest": digest, "files": files, "run_again": run_again}
     write_json(folder / MANIFEST, manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Of a finished step."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-    return manifest
+def read_state(folder: Path) -> State | None:
+    """None where the step was not finished, by this version, or its folder is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest["format"] != _FORMAT or not are_there(folder, manifest["files"]):
+            return None
+        return State(StepReport(**manifest["report"]), manifest["digest"], manifest["files"], manifest["run_again"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def are_there(folder: Path, files: Files) -> bool:
+    """Whether all are, in their sizes."""
+    try:
+        return all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+    except OSError:
+        return False
 
 
 def finished(folder: Path) -> StepReport | None:
-    """The report of a step that needs no further run, or None; so too where one of its files is gone or cut."""
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = read_manifest(folder)
-    whole = manifest["format"] == 2 and all((folder / name).is_file() for name in manifest["files"])
-    return StepReport(**manifest["report"]) if whole and not manifest["run_again"] else None
-
-
-def read_report(folder: Path) -> StepReport:
-    """The report of a step that has run."""
-    return StepReport(**read_manifest(folder)["report"])
+    """The report of a step that needs no further run, or None."""
+    state = read_state(folder)
+    return None if state is None or state.run_again else state.report
 
 
 def parts(folder: Path, prefix: str = "part") -> list[Path]:
-    """The Parquet files of a step in order; `prefix="dropped"` for what was dropped there."""
-    return sorted(folder.glob(f"{prefix}-*.parquet"))
+    """The Parquet files of a finished step in order; `prefix="dropped"` for what was dropped there."""
+    state = read_state(folder)
+    return [folder / name for name in sorted(state.files) if name.startswith(f"{prefix}-")] if state else []
 
 
 def rows_of(folder: Path, prefix: str = "part") -> Iterator[Raw]:

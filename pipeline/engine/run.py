@@ -22,12 +22,12 @@ from pipeline.engine.parts import MANIFEST, Part, TaskReport, finished, parts, s
 from pipeline.engine.step import Make, OnProgress, Progress, Step, StepReport, silent
 from pipeline.engine.tasks import WHOLE, Task, account, apply_part, do_all, do_part, forget_decisions, read_account
 from pipeline.errors import InputError, WorkError
-from pipeline.files import write_json
+from pipeline.files import stamp, write_json
 
 WORTH_SPREADING = 1 << 19
 """Bytes: some 1,500 conversations, compressed, of which the rules take a second. Processes take as long to start."""
 OnReport = Callable[[StepReport], None]
-"""Called with the account of each step once it is finished, in the order in which they are finished."""
+"""Called with the account of each step in the order of the plan; of steps that ask a teacher once all of them are finished."""
 
 
 def run_steps(
@@ -156,6 +156,7 @@ class _Run:
         if self.finished is not None:
             return
         self._started = time.monotonic()
+        self._stamps = [(path, stamp(path)) for path in step.files]
         with _told(step, self.folder):
             if (self.folder / MANIFEST).exists():  # of other code, damaged, or to be tried again
                 shutil.rmtree(self.folder)
@@ -183,7 +184,6 @@ class _Run:
         for task in (self._of_all(), *self.tasks):
             if report := read_account(task):
                 known |= {account(self.folder, task.number).name, *report.files}
-                known |= {path.name for path in self.folder.glob("*.arrow")} if task.number == WHOLE else set()
         for path in self.folder.iterdir():
             if path.name not in known:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -226,6 +226,10 @@ class _Run:
                 done += report.rows_used + sum(report.dropped.values())
                 tell(done, self._rows)
 
+    def _givers(self) -> list[TaskReport]:
+        """The reports of the tasks that gave rows: of what decides over all rows those of the parts."""
+        return [self._whole] if self._whole is not None and isinstance(self.step.does, Make) else self._reports
+
     def report(self) -> StepReport:
         """The account of the step; what was not finished before is then."""
         if self.finished is not None:
@@ -246,14 +250,16 @@ class _Run:
             counters=dict(sorted((counters | facts).items())),
         )
         with _told(self.step, self.folder):
+            if changed := [path for path, was in self._stamps if stamp(path) != was]:
+                raise InputError(f"{changed[0]}: changed while it was read; run again")
             if self.step.refuse and (wrong := self.step.refuse(account_of_all)):
                 raise InputError(wrong)
-            forget_decisions(self.folder)
             self._forget_half_done()  # of workers that were killed
+            forget_decisions(self.folder)
             usage = next((report.usage for report in reports if report.usage), {})
             timings = {"seconds": round(time.monotonic() - self._started, 3)} | ({"usage": usage} if usage else {})
             write_json(self.folder / "timings.json", timings)
-            files = {name: digest for report in reports for name, digest in report.files.items()}
+            files = {name: own for report in self._givers() for name, own in report.files.items()}
             write_manifest(self.folder, account_of_all, files, any(report.run_again for report in reports))
         self.finished = account_of_all
         return account_of_all

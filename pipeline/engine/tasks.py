@@ -22,17 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.engine.parts import OutcomeWriter, Part, PartWriter, TaskReport
+from pipeline.engine.parts import Files, OutcomeWriter, Part, PartWriter, TaskReport, are_there
 from pipeline.engine.step import Context, Decisions, Make, OnProgress, Source, Spread, Step, here
 from pipeline.errors import WorkError
-from pipeline.files import write_json
+from pipeline.files import AtomicFile, write_json
 from pipeline.rows.sample import DROPPED_SCHEMA
+from pipeline.rows.shards import tables_of
 from pipeline.rows.tables import TextTable, append_to_lists
 
 WHOLE = -1
 """The number of the one task of a step that is done over everything at once."""
 _DECISIONS, _VALUES = "decisions", "values"
-_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def read_account(task: Task) -> TaskReport | None:
     """Of a task that is done, of parts cut as they are now, and whose files are there."""
     try:
         report = TaskReport(**json.loads(account(task.folder, task.number).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    whole = report.rows_per_part == task.rows_per_part and all((task.folder / name).is_file() for name in report.files)
+    whole = report.rows_per_part == task.rows_per_part and are_there(task.folder, report.files)
     return report if whole else None
 
 
@@ -78,14 +78,14 @@ def do_all(task: Task, spread: Spread, workers: int, progress: OnProgress, stop:
         return _do(task, spread, workers, progress, stop)
     with _context(task, spread, workers, progress) as context:
         decisions = task.step.does.run(table_of(task.step, task.parts), context)
-        _keep_decisions(decisions, task)
+        files = _keep_decisions(decisions, task)
     report = TaskReport(
         rows_used=0,
         rows_out=0,
         dropped={},
         counters=dict(context.counters),
         facts=context.facts,
-        files={},
+        files=files,
         run_again=context.run_again,
     )
     return _finish(task, report)
@@ -179,7 +179,7 @@ def _apply(task: Task, decisions: Decisions, context: Context) -> TaskReport:
     numbers = order.column("row").to_numpy()
     done = 0
     try:
-        for table in _batches(task.parts):
+        for table in tables_of(task.parts):
             stays = np.ones(table.num_rows, dtype=bool)
             first, last = np.searchsorted(numbers, (done, done + table.num_rows))
             own = order.slice(first, last - first)
@@ -207,13 +207,6 @@ def _apply(task: Task, decisions: Decisions, context: Context) -> TaskReport:
     )
 
 
-def _batches(files: Sequence[Path]) -> Iterator[pa.Table]:
-    for path in files:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
-                yield pa.Table.from_batches([batch])
-
-
 def _dropped_rows(rows: pa.Table, decided: pa.Table, step: str) -> pa.Table:
     columns = {name: rows.column(name) for name in rows.schema.names} | {
         "stage": pa.repeat(pa.scalar(step), rows.num_rows),
@@ -239,12 +232,16 @@ def _changed(table: pa.Table, decisions: Decisions, begin: int, step: str) -> pa
     return table.set_column(number, field, append_to_lists(table.column(number).combine_chunks(), added))
 
 
-def _keep_decisions(decisions: Decisions, task: Task) -> None:
+def _keep_decisions(decisions: Decisions, task: Task) -> Files:
     """In files that the tasks of the parts read their share of."""
     columns = dict(decisions.columns) | ({} if decisions.notes is None else {"notes": decisions.notes})
+    files: Files = {}
     for name, table in ((_DECISIONS, decisions.dropped.sort_by("row")), (_VALUES, pa.table(columns))):
-        with pa.OSFile(str(task.folder / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        path = task.folder / f"{name}.arrow"
+        with AtomicFile(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
+        files[path.name] = path.stat().st_size, ""
+    return files
 
 
 def apply_part(task: Task) -> TaskReport:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.engine.step import Context, Decide, Make, Step, StepReport
 from pipeline.files import content_hash
@@ -60,7 +61,7 @@ def _gives_nothing(report: StepReport, *, path: Path, task: str) -> str | None:
 def _samples(rows: Iterator[NumberedRow], context: Context, *, pool: Agnostic, path: Path, task: str) -> Iterator[Sample | Dropped]:
     name = pool.source or path.stem
     for number, raw in rows:
-        row_id = str(raw.get("id") or number)
+        row_id = _given(raw, "id", f"#{number}")
         messages = messages_of(raw)
         if messages is None:
             keys = ", ".join(sorted(raw)) or "no key"
@@ -81,8 +82,14 @@ def _samples(rows: Iterator[NumberedRow], context: Context, *, pool: Agnostic, p
             task=task,
             messages=messages,
             mode="pool",
-            group_id=f"{name}:{raw.get('group') or row_id}",
+            group_id=f"{name}:{_given(raw, 'group', row_id)}",
             source=Source(name=name, title=row_id, url=str(raw.get("url") or ""), licence=pool.licence),
             parent_ids=(f"{name}:{row_id}",),
             decisions=tuple(Decision(context.name, decision) for decision in decisions),
         )
+
+
+def _given(raw: Mapping[str, Any], key: str, otherwise: str) -> str:
+    """A value as text; 0 is one, nothing and an empty text are none."""
+    value = raw.get(key)
+    return otherwise if value is None or value == "" else str(value)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.executors import Executor
-from pipeline.engine.parts import MANIFEST, parts, read_report
+from pipeline.engine.parts import MANIFEST, parts, read_state
 from pipeline.engine.step import Spread, StepReport
 from pipeline.errors import InputError, WorkError
 from pipeline.files import content_hash, write_json, write_text
@@ -69,7 +69,7 @@ def publish(recipe: Recipe, folders: Sequence[Path], out: Path, executor: Execut
     try:
         scratch = fresh / "scratch"
         scratch.mkdir(parents=True)
-        reports = [read_report(folder) for folder in folders]
+        reports = [state.report for state in map(read_state, folders) if state]
         if not reports[-1].rows_out:
             raise InputError(f"{recipe.name}: no row is left to publish; {_main_reasons(reports)}")
         configs = _write_data(parts(folders[-1]), fresh, scratch, recipe.seed, executor.map)

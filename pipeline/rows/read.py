@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def _slices_of_lines(path: Path, rows: int) -> Iterator[Lines]:
 
 def _slices_of_parquet(path: Path, rows: int) -> Iterator[Rows]:
     first = 0
-    for file in _parquet_files(path):
+    for file in parquet_files(path):
         with _open_parquet(file, ()) as parquet:
             total = parquet.metadata.num_rows
         for begin in range(0, total, rows):
@@ -116,16 +117,21 @@ def _slices_of_parquet(path: Path, rows: int) -> Iterator[Rows]:
         first += total
 
 
-def _parquet_files(path: Path) -> list[Path]:
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+def parquet_files(path: Path) -> list[Path]:
+    """The file, or all below a folder in the order of their names but for hidden ones; InputError where there is none."""
+    files = [path] if not path.is_dir() else sorted(filter(functools.partial(_is_shown, path), path.rglob("*.parquet")))
     if not files:
-        raise InputError(f"{path}: holds no Parquet file")
+        raise InputError(f"{path}: holds no .parquet file")
     return files
+
+
+def _is_shown(folder: Path, file: Path) -> bool:
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def parquet_rows(path: Path, required: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file or folder, streamed; InputError names the file and the column that it lacks."""
-    for file in _parquet_files(path):
+    for file in parquet_files(path):
         with _open_parquet(file, required) as parquet:
             for batch in parquet.iter_batches(1_000):
                 yield from _decoded(batch, file)

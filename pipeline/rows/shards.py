@@ -57,7 +57,7 @@ def write_shards(files: Sequence[Path], shard_of: I64, shards: Sequence[Shard], 
     with ExitStack() as stack:
         writers: dict[int, pa.RecordBatchStreamWriter] = {}
         done = 0
-        for table in _tables(files):
+        for table in tables_of(files):
             own = shard_of[done : done + table.num_rows]
             order = np.argsort(own, kind="stable")
             cuts = np.flatnonzero(np.diff(own[order])) + 1
@@ -89,7 +89,8 @@ def numbered(group: I64, by: Sequence[pa.ChunkedArray]) -> tuple[I64, list[int]]
     return found, np.repeat(ordered[begins], counts).tolist()
 
 
-def _tables(files: Sequence[Path]) -> Iterator[pa.Table]:
+def tables_of(files: Sequence[Path]) -> Iterator[pa.Table]:
+    """All rows in order, 10,000 at the most at once."""
     for path in files:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE):

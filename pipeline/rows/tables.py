@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.files import content_hash
+from pipeline.rows.read import parquet_files
 
 I64 = npt.NDArray[np.int64]
 ID = "id"
@@ -199,9 +200,7 @@ def open_table(path: Path, column: str, out: Path) -> TextTable:
         raise InputError(f"{path}: does not exist; expected a Parquet file, or a folder of them")
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise InputError(f"--out {out}: lies in {path}, which is read; choose a place outside of it")
-    files = (path,) if path.is_file() else tuple(sorted(_inside(path)))
-    if not files:
-        raise InputError(f"{path}: holds no .parquet file")
+    files = tuple(parquet_files(path))
     if out.resolve() in (own := {path.resolve() for path in files}) or dropped_path(out).resolve() in own:
         raise InputError(f"--out {out}: would write over the input {path}; choose another name")
     schemas = [_schema(file) for file in files]
@@ -225,12 +224,6 @@ def _common_field(name: str, files: Sequence[Path], schemas: Sequence[pa.Schema]
         if other != kind and not pa.types.is_null(other):
             raise InputError(f"{file}: column {name!r} is {other}, and {kind} in {first}; write both with the same type")
     return pa.field(name, kind)
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*.parquet"):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 def _schema(file: Path) -> pa.Schema:

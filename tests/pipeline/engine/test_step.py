@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.engine.executors.processes import Processes
-from pipeline.engine.parts import MANIFEST, finished, parts, read_report, row_count, rows_of, step_folder
+from pipeline.engine.parts import MANIFEST, finished, parts, row_count, rows_of, step_folder
 from pipeline.engine.run import run_step
 from pipeline.engine.step import Context, Decide, Decisions, Make, Outcome, Step, StepReport
 from pipeline.errors import InputError, WorkError
@@ -41,7 +41,7 @@ def test_a_step_runs_once_and_then_only_its_manifest_is_read(tmp_path, sample):
     reports = [run(step, tmp_path), run(step, tmp_path)]
 
     assert len(calls) == 1
-    assert reports[0] == reports[1] == read_report(step_folder(step, tmp_path))
+    assert reports[0] == reports[1] == finished(step_folder(step, tmp_path))
 
 
 def test_the_manifest_is_written_last(tmp_path, sample):
