@@ -119,7 +119,7 @@ class Clean:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Engine:
-    """`[engine]`: how the work is cut; it changes no published byte."""
+    """`[engine]`: how the work is cut; it changes no byte of the published Parquet files."""
 
     part_rows: Count = 20_000
     """Rows of a part: what is done at once by one worker, held in memory, and lost by a kill."""
