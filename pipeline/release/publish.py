@@ -65,6 +65,7 @@ def publish(recipe: Recipe, folders: Sequence[Path], out: Path, executor: Execut
     _empty(fresh)
     if (manifest := _published(out, fingerprint)) is not None:
         write_text(out / "README.md", card(manifest))  # the card's words may have changed since
+        shutil.rmtree(fresh, ignore_errors=True)  # of a build that was killed once all was in its place
         return
     try:
         scratch = fresh / "scratch"
