@@ -10,6 +10,7 @@ with a leader that itself leaves is compared again among the rows that stay.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -124,7 +125,11 @@ def near_duplicates(
 
         def verify(pairs: U64) -> npt.NDArray[np.float64]:
             some = (pairs[begin : begin + _PAIRS_AT_ONCE] for begin in range(0, len(pairs), _PAIRS_AT_ONCE))
-            return np.concatenate([np.empty(0), *in_threads(compared, some, threads)])
+            scores = [np.empty(0)]
+            for own in in_threads(compared, some, threads):
+                scores.append(own)
+                store.let_go()
+            return np.concatenate(scores)
 
         def compared(some: U64) -> npt.NDArray[np.float64]:
             left, right = place[some >> _32].astype(np.int64), place[some & _LOW].astype(np.int64)
@@ -147,6 +152,7 @@ class _Store:
         self._memory = np.empty(_IN_MEMORY // 4, dtype=np.uint32)  # takes memory as it is written to
         self._size = 0
         self._file: IO[bytes] | None = None
+        self._map: mmap.mmap | None = None
 
     def add(self, points: U32) -> None:
         if self._file is None and self._size + len(points) > len(self._memory):
@@ -163,7 +169,13 @@ class _Store:
         if self._file is None:
             return self._memory[: self._size]
         self._file.flush()
-        return np.memmap(self._file, dtype=np.uint32, mode="r")
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._map, dtype=np.uint32)
+
+    def let_go(self) -> None:
+        """Of a file: what was looked at need not stay in this process's memory; the system keeps it as long as it has room."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         if self._file is not None:
