@@ -121,7 +121,7 @@ def parquet_files(path: Path) -> list[Path]:
     """The file, or all below a folder in the order of their names but for hidden ones; InputError where there is none."""
     files = [path] if not path.is_dir() else sorted(filter(functools.partial(_is_shown, path), path.rglob("*.parquet")))
     if not files:
-        raise InputError(f"{path}: holds no .parquet file")
+        raise InputError(f"{path}: holds no Parquet file")
     return files
 
 

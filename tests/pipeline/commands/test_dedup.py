@@ -206,7 +206,7 @@ def test_no_row_and_no_duplicate_are_no_problem(tmp_path):
     ("change", "message"),
     [
         ({"path": "nothing.parquet"}, "nothing.parquet: does not exist"),
-        ({"path": "empty"}, "empty: holds no .parquet file"),
+        ({"path": "empty"}, "empty: holds no Parquet file"),
         ({"path": "text.parquet"}, "text.parquet: not a readable Parquet file"),
         ({"column": "txt"}, "in.parquet: no column 'txt'; it has text, id, n"),
         ({"column": "n"}, "column 'n' is int64; expected a text, or messages"),
