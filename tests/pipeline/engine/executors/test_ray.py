@@ -11,7 +11,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,7 +48,7 @@ def cluster(tmp_path_factory):
     """The address of two nodes of one core each, which listen on loopback alone."""
     # Not below pytest's own folder: the path of a socket has 107 bytes at most.
     folder = tmp_path_factory.mktemp("ray")
-    short = Path(f"/tmp/glotloom-{os.getpid()}")
+    short = Path(gettempdir()) / f"glotloom-{os.getpid()}"
     short.symlink_to(folder)
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(short)],
